@@ -1,0 +1,71 @@
+# Every target sets up what it needs by itself; nothing has to be installed first but Python >= 3.11.
+
+VENV := .venv
+PYTHON ?=
+TORCH_SPEC ?= torch==2.13.0
+PIP_TORCH_ARGS ?=
+ARGS ?=
+WORKERS ?= 2
+export PYTHON TORCH_SPEC PIP_TORCH_ARGS
+
+# A stamp is written last, so a set-up that was interrupted is taken up again.
+RUN_READY := $(VENV)/.ready-run
+DEV_READY := $(VENV)/.ready-dev
+
+# One thread for each worker: with more, the workers would fight over the same cores.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help setup quickstart test test-slow unit lint clean clean-all
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:  ## this page
+	@echo 'LibMoE. Type one of:'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'The first call makes $(VENV) (about a minute and 1.6 GB) and the next ones reuse it.'
+	@echo 'Variables, given after the target as NAME=value:'
+	@echo
+	@echo '  ARGS            more arguments: for libmoe (quickstart) or for pytest (test, test-slow)'
+	@echo '  WORKERS         processes that share the tests (now $(WORKERS))'
+	@echo '  PYTHON          interpreter, 3.11 or newer (default: python3.11, else python3)'
+	@echo '  TORCH_SPEC      which torch to install (now $(TORCH_SPEC))'
+	@echo '  PIP_TORCH_ARGS  arguments for installing torch alone; where pip would fetch the large CUDA'
+	@echo '                  build and you want the CPU one, pass --index-url and the PyTorch CPU wheels'
+	@echo
+	@echo 'After setting up, everything is also at hand directly: $(VENV)/bin/libmoe --help'
+
+quickstart: $(RUN_READY)  ## set up, then train, compare and evaluate small models and write the report
+	$(VENV)/bin/libmoe quickstart $(ARGS)
+
+test: lint unit  ## set up, then everything that must hold: lint, types, floors, tests
+
+test-slow: $(DEV_READY)  ## the tests that take minutes
+	$(PYTEST) -m slow --timeout 1800 $(ARGS)
+
+unit: $(DEV_READY)  ## the tests alone
+	$(PYTEST) --timeout 300 $(ARGS)
+
+lint: $(DEV_READY)  ## ruff, mypy and the rules on who may import whom
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+setup: $(DEV_READY)  ## set up only, with what the tests need
+
+$(RUN_READY): pyproject.toml tools/setup_env.sh
+	@tools/setup_env.sh $(VENV) eval,report
+	@touch $@
+
+$(DEV_READY): pyproject.toml tools/setup_env.sh
+	@tools/setup_env.sh $(VENV) eval,report,data,finetune,dev
+	@touch $@
+
+clean:  ## remove caches and builds
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-all: clean  ## the same, and the environment
+	rm -rf $(VENV)

@@ -1,0 +1,49 @@
+"""LibMoE: every published Mixture-of-Experts idea as a small part that composes with the others."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public names and the module that defines each; imported on first use so that ``import libmoe`` stays light.
+_PUBLIC = {
+    "ForwardContext": "libmoe.core.context",
+    "Intervention": "libmoe.core.interventions",
+    "LibMoEError": "libmoe.core.errors",
+    "MergePlan": "libmoe.core.plan",
+    "Method": "libmoe.methods",
+    "MoELayer": "libmoe.layers",
+    "Plan": "libmoe.core.plan",
+    "Router": "libmoe.core.routing",
+    "Routing": "libmoe.core.routing",
+    "Site": "libmoe.core.site",
+    "SoftPlan": "libmoe.core.plan",
+    "SparsePlan": "libmoe.core.plan",
+    "create": "libmoe.methods",
+    "moe_layers": "libmoe.layers",
+    "options": "libmoe.core.context",
+    "register_method": "libmoe.methods",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'libmoe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+if TYPE_CHECKING:
+    from libmoe.core.context import ForwardContext, options
+    from libmoe.core.errors import LibMoEError
+    from libmoe.core.interventions import Intervention
+    from libmoe.core.plan import MergePlan, Plan, SoftPlan, SparsePlan
+    from libmoe.core.routing import Router, Routing
+    from libmoe.core.site import Site
+    from libmoe.layers import MoELayer, moe_layers
+    from libmoe.methods import Method, create, register_method

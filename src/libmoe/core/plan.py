@@ -1,0 +1,293 @@
+"""Plans: what a router decides, as plain data.
+
+A plan says which experts see which rows and how their outputs are mixed.  It owns no weights, can be saved,
+moved and replayed, and knows how to drive any :class:`~libmoe.experts.base.Experts` through two primitives:
+
+* ``experts.forward_rows(x_RD, segments)``: rows already sorted by expert go through their expert;
+* ``experts.forward_merged(x_GLD, gate_GN)``: one expert per group, averaged in parameter space.
+
+Three kinds ship.  A fourth is a new subclass with its own ``execute``; nothing here has to change for it.
+
+* :class:`SparsePlan`: a list of (token, expert, weight) assignments: fixed or variable k, zero to N experts
+  for a token, expert choice, hashing, null experts.
+* :class:`SoftPlan`: real mixing matrices from tokens to slots and back (Soft MoE, arXiv 2308.00951).
+* :class:`MergePlan`: gates over the *parameters* of the experts (MEO, SMEAR, uniform averaging).
+
+Letters: T tokens, D width, N experts, K experts per token, A assignments, R rows that are computed (kept
+assignments sorted by expert), G groups, L tokens of a group, S slots of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How R rows, sorted by expert, are cut into one contiguous segment per expert.
+
+    ``bounds`` has N + 1 entries: expert e owns rows ``bounds[e]:bounds[e + 1]``.  ``extra_R`` carries data of
+    the assignments (for example a precision per token and expert) in row order.
+    """
+
+    bounds: tuple[int, ...]
+    extra_R: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.bounds) - 1
+
+    def slice(self, first: int, last: int) -> tuple[Segments, int, int]:
+        """Segments of experts ``first:last`` with the row range they cover."""
+        start, stop = self.bounds[first], self.bounds[last]
+        bounds = tuple(b - start for b in self.bounds[first : last + 1])
+        return Segments(bounds, {k: v[start:stop] for k, v in self.extra_R.items()}), start, stop
+
+
+class Plan:
+    """Base of all plans: ``num_tokens`` rows in, ``num_tokens`` rows out, ``num_experts`` experts."""
+
+    kind: ClassVar[str]
+    num_tokens: int
+    num_experts: int
+
+    def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
+        """Run ``experts`` on ``x_TD`` as this plan says and return ``y_TD`` in the dtype of ``x_TD``."""
+        raise NotImplementedError(f"{type(self).__name__} defines no execute()")
+
+    def load_N(self, mask_T: Tensor | None = None) -> Tensor:
+        """How much each expert was asked to do by unmasked tokens: assignments, or mass for soft plans.
+
+        Counted *before* capacity drops, without gradient, in float32.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no load_N()")
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Plan:
+        """A copy with ``fn`` applied to every tensor (``detach``, ``cpu``, ...)."""
+        values: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = fn(value)
+            elif isinstance(value, dict):
+                value = {k: fn(v) for k, v in value.items()}
+            values[f.name] = value
+        return type(self)(**values)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Flat dictionary of tensors that :func:`plan_from_tensors` turns back into an equal plan."""
+        out = {"kind": torch.tensor(list(self.kind.encode()), dtype=torch.uint8)}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                out[f.name] = value.detach()
+            elif isinstance(value, dict):
+                out |= {f"{f.name}.{k}": v.detach() for k, v in value.items()}
+            elif value is not None:
+                out[f.name] = torch.tensor(int(value))
+        return out
+
+
+@dataclass
+class SparsePlan(Plan):
+    """Assignments ``(token_A[a], expert_A[a])`` mixed with ``weight_A[a]``; the weight carries the gradient.
+
+    Args:
+        token_A, expert_A: int64 ``[A]``.
+        weight_A: ``[A]``, differentiable.
+        num_tokens, num_experts: T and N.
+        k: set when the list is rectangular, that is ``token_A == arange(T).repeat_interleave(k)``; it allows
+            a combine without atomics whose summation order never changes.
+        kept_A: bool ``[A]``; ``False`` marks assignments dropped by capacity.  They still count as load.
+        scale_input: multiply the expert's *input* rather than its output by the weight.
+        extra_A: further data per assignment, handed to the experts in row order.
+    """
+
+    kind: ClassVar[str] = "sparse"
+
+    token_A: Tensor
+    expert_A: Tensor
+    weight_A: Tensor
+    num_tokens: int
+    num_experts: int
+    k: int | None = None
+    kept_A: Tensor | None = None
+    scale_input: bool = False
+    extra_A: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_topk(
+        cls, expert_TK: Tensor, weight_TK: Tensor, num_experts: int, kept_TK: Tensor | None = None, **kwargs: Any
+    ) -> SparsePlan:
+        """Rectangular plan from ``[T, K]`` choices and weights."""
+        num_tokens, k = expert_TK.shape
+        token_A = torch.arange(num_tokens, device=expert_TK.device).repeat_interleave(k)
+        kept_A = None if kept_TK is None else kept_TK.reshape(-1)
+        return cls(
+            token_A, expert_TK.reshape(-1), weight_TK.reshape(-1), num_tokens, num_experts, k, kept_A, **kwargs
+        )
+
+    @classmethod
+    def from_mask(cls, weight_TN: Tensor, mask_TN: Tensor) -> SparsePlan:
+        """Variable-k plan: every ``True`` of ``mask_TN`` is an assignment with the weight at its place."""
+        token_A, expert_A = mask_TN.nonzero(as_tuple=True)
+        num_tokens, num_experts = mask_TN.shape
+        return cls(token_A, expert_A, weight_TN[token_A, expert_A], num_tokens, num_experts)
+
+    @cached_property
+    def order_R(self) -> Tensor:
+        """Indices of the kept assignments, stably sorted by expert (computed once per plan)."""
+        if self.kept_A is None:
+            return torch.argsort(self.expert_A, stable=True)
+        kept = self.kept_A.nonzero().squeeze(1)
+        return kept[torch.argsort(self.expert_A[kept], stable=True)]
+
+    @cached_property
+    def segments(self) -> Segments:
+        counts = torch.bincount(self.expert_A[self.order_R], minlength=self.num_experts)
+        bounds = (0, *counts.cumsum(0).tolist())
+        return Segments(bounds, {k: v[self.order_R] for k, v in self.extra_A.items()})
+
+    def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
+        order_R = self.order_R
+        x_RD = x_TD[self.token_A[order_R]] if x_AD is None else x_AD[order_R]
+        if self.scale_input:
+            x_RD = x_RD * self.weight_A[order_R].unsqueeze(1).to(x_RD.dtype)
+        y_RD = experts.forward_rows(x_RD, self.segments)  # type: ignore[operator]
+        return self.combine(y_RD).to(x_TD.dtype)
+
+    def combine(self, y_RD: Tensor) -> Tensor:
+        """Weighted sum over each token's experts, accumulated in at least float32: ``[R, D] -> [T, D]``."""
+        order_R = self.order_R
+        acc = torch.promote_types(y_RD.dtype, torch.float32)
+        if self.k is None:
+            if not self.scale_input:
+                y_RD = y_RD * self.weight_A[order_R].unsqueeze(1).to(acc)
+            y_TD = y_RD.new_zeros(self.num_tokens, y_RD.shape[1], dtype=acc)
+            return y_TD.index_add(0, self.token_A[order_R], y_RD.to(acc))
+        # Rectangular: undo the sort and sum K columns.  A dropped assignment reads the extra zero row.
+        place_A = torch.full_like(self.expert_A, len(order_R))
+        place_A[order_R] = torch.arange(len(order_R), device=order_R.device)
+        if self.kept_A is not None:
+            y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])
+        y_TKD = y_RD[place_A].view(self.num_tokens, self.k, -1)
+        if self.scale_input:
+            return y_TKD.to(acc).sum(1)
+        weight_TK = self.weight_A.view(self.num_tokens, self.k).to(acc)
+        return torch.bmm(weight_TK.unsqueeze(1), y_TKD.to(acc)).squeeze(1)
+
+    def load_N(self, mask_T: Tensor | None = None) -> Tensor:
+        expert_A = self.expert_A if mask_T is None else self.expert_A[mask_T[self.token_A]]
+        return torch.bincount(expert_A, minlength=self.num_experts).float()
+
+    def experts_per_token(self) -> Tensor:
+        """Kept experts of each token, int64 ``[T]``."""
+        token_A = self.token_A if self.kept_A is None else self.token_A[self.kept_A]
+        return torch.bincount(token_A, minlength=self.num_tokens)
+
+
+@dataclass
+class SoftPlan(Plan):
+    """Slots mixed from tokens by ``dispatch_GLS`` and tokens mixed from slots by ``combine_GLS``.
+
+    The S slots of a group are ordered by expert, S / N for each.  Tokens are laid out ``[G, L]`` in the
+    flattened batch.
+    """
+
+    kind: ClassVar[str] = "soft"
+
+    dispatch_GLS: Tensor
+    combine_GLS: Tensor
+    num_experts: int
+
+    @property
+    def num_tokens(self) -> int:  # type: ignore[override]
+        return self.dispatch_GLS.shape[0] * self.dispatch_GLS.shape[1]
+
+    def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
+        groups, length, slots = self.dispatch_GLS.shape
+        x_GLD = x_TD.view(groups, length, -1)
+        slot_GSD = torch.einsum("gls,gld->gsd", self.dispatch_GLS.to(x_TD.dtype), x_GLD)
+        per_expert = slots // self.num_experts
+        # Rows must be sorted by expert across all groups: [G, N, P, D] -> [N, G * P, D].
+        x_RD = slot_GSD.view(groups, self.num_experts, per_expert, -1).transpose(0, 1).reshape(groups * slots, -1)
+        bounds = tuple(range(0, groups * slots + 1, groups * per_expert))
+        y_RD = experts.forward_rows(x_RD, Segments(bounds))  # type: ignore[operator]
+        y_GSD = y_RD.view(self.num_experts, groups, per_expert, -1).transpose(0, 1).reshape(groups, slots, -1)
+        y_GLD = torch.einsum("gls,gsd->gld", self.combine_GLS.to(y_GSD.dtype), y_GSD)
+        return y_GLD.reshape(groups * length, -1).to(x_TD.dtype)
+
+    def load_N(self, mask_T: Tensor | None = None) -> Tensor:
+        mass_TN = self.combine_GLS.detach().float().reshape(self.num_tokens, self.num_experts, -1).sum(-1)
+        return mass_TN.sum(0) if mask_T is None else mass_TN[mask_T].sum(0)
+
+
+@dataclass
+class MergePlan(Plan):
+    """One merged expert per group: parameters averaged with ``gate_GN``; tokens are laid out ``[G, L]``."""
+
+    kind: ClassVar[str] = "merge"
+
+    gate_GN: Tensor
+    num_tokens: int
+
+    @property
+    def num_experts(self) -> int:  # type: ignore[override]
+        return self.gate_GN.shape[1]
+
+    def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
+        x_GLD = x_TD.view(self.gate_GN.shape[0], -1, x_TD.shape[1])
+        return experts.forward_merged(x_GLD, self.gate_GN).reshape(x_TD.shape[0], -1)  # type: ignore[operator]
+
+    def load_N(self, mask_T: Tensor | None = None) -> Tensor:
+        groups = self.gate_GN.shape[0]
+        if mask_T is None:
+            tokens_G = self.gate_GN.new_full((groups,), self.num_tokens / groups)
+        else:
+            tokens_G = mask_T.view(groups, -1).sum(1).to(self.gate_GN.dtype)
+        return (self.gate_GN.detach() * tokens_G.unsqueeze(1)).sum(0).float()
+
+
+def _all_kinds(base: type[Plan] = Plan) -> dict[str, type[Plan]]:
+    kinds: dict[str, type[Plan]] = {}
+    for cls in base.__subclasses__():
+        kinds[cls.kind] = cls
+        kinds |= _all_kinds(cls)
+    return kinds
+
+
+def plan_from_tensors(tensors: dict[str, Tensor]) -> Plan:
+    """Inverse of :meth:`Plan.to_tensors`.
+
+    Raises:
+        CheckpointError: the dictionary does not describe a known kind of plan.
+    """
+    from libmoe.core.errors import CheckpointError
+
+    kind = bytes(tensors["kind"].tolist()).decode() if "kind" in tensors else "(none)"
+    kinds = _all_kinds()
+    if kind not in kinds:
+        raise CheckpointError(f"stored plan has kind {kind!r}; known kinds: {', '.join(sorted(kinds))}")
+    cls = kinds[kind]
+    values: dict[str, Any] = {}
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.name in tensors:
+            tensor = tensors[f.name]
+            if f.type in ("Tensor", "Tensor | None"):
+                values[f.name] = tensor
+            else:
+                values[f.name] = bool(tensor) if f.type == "bool" else int(tensor)
+        nested = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f.name + ".")}
+        if nested:
+            values[f.name] = nested
+    return cls(**values)

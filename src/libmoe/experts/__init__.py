@@ -1,0 +1,19 @@
+"""Experts: what computes.  Every kind runs rows sorted by expert; kinds compose with ``UnionExperts``."""
+
+from libmoe.experts.base import Experts
+from libmoe.experts.ffn import FFN, FFNExperts, SharedExpert
+from libmoe.experts.modules import ModuleExperts
+from libmoe.experts.null import ConstantExperts, CopyExperts, ZeroExperts
+from libmoe.experts.union import UnionExperts
+
+__all__ = [
+    "FFN",
+    "ConstantExperts",
+    "CopyExperts",
+    "Experts",
+    "FFNExperts",
+    "ModuleExperts",
+    "SharedExpert",
+    "UnionExperts",
+    "ZeroExperts",
+]

@@ -1,0 +1,147 @@
+"""Feed-forward experts: stacked parameters on the grouped operations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libmoe.core.errors import ConfigError
+from libmoe.experts.base import Experts
+from libmoe.ops.activations import activation as get_activation
+from libmoe.ops.grouped import grouped_linear
+
+if TYPE_CHECKING:
+    from libmoe.core.plan import Segments
+
+
+class FFN(nn.Module):
+    """One dense feed-forward network with the same parameters as one expert of :class:`FFNExperts`.
+
+    ``w_in`` is ``[H, D]``, or ``[2H, D]`` when gated with the gate's H rows first; ``w_out`` is ``[D, H]``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: str = "silu",
+        gated: bool = True,
+        bias: bool = False,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.activation, self.gated = activation, gated
+        self.act = get_activation(activation)
+        self.w_in = nn.Parameter(torch.randn(hidden * (2 if gated else 1), dim) * init_std)
+        self.w_out = nn.Parameter(torch.randn(dim, hidden) * init_std)
+        self.b_in = nn.Parameter(torch.zeros(self.w_in.shape[0])) if bias else None
+        self.b_out = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x, self.w_in, self.b_in)
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            h = self.act(gate) * up
+        else:
+            h = self.act(h)
+        return F.linear(h, self.w_out, self.b_out)
+
+
+class SharedExpert(nn.Module):
+    """An always-on FFN beside the routed experts, optionally scaled by ``sigmoid(w . x)`` (Qwen2-MoE)."""
+
+    def __init__(self, ffn: FFN, gated_by_input: bool = False) -> None:
+        super().__init__()
+        self.ffn = ffn
+        dim = ffn.w_out.shape[0]
+        self.gate = nn.Parameter(torch.zeros(1, dim)) if gated_by_input else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        y_TD = self.ffn(x_TD)
+        return y_TD if self.gate is None else torch.sigmoid(F.linear(x_TD, self.gate)) * y_TD
+
+
+class FFNExperts(Experts):
+    """N feed-forward experts of equal width.
+
+    Args:
+        dim, hidden: D and H.
+        activation, gated, bias: form of the FFN, as in :class:`FFN`.
+        init_std: standard deviation of the normal initialisation; ``None`` leaves ``D^-1/2`` and ``H^-1/2``.
+        dropout: probability of dropping hidden units while training (expert dropout, arXiv 2101.03961 §2.4).
+        backend: which grouped operation to use.
+
+    Parameters: ``w_in [N, H or 2H, D]``, ``w_out [N, D, H]``, ``b_in``, ``b_out``.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        dim: int,
+        hidden: int,
+        activation: str = "silu",
+        gated: bool = True,
+        bias: bool = False,
+        init_std: float | None = 0.02,
+        dropout: float = 0.0,
+        backend: str = "loop",
+    ) -> None:
+        super().__init__(num_experts)
+        if hidden < 1:
+            raise ConfigError(f"expert_hidden must be at least 1, got {hidden}")
+        self.dim, self.hidden, self.dropout, self.backend = dim, hidden, dropout, backend
+        self.activation, self.gated = activation, gated
+        self.act = get_activation(activation)
+        rows = hidden * (2 if gated else 1)
+        self.w_in = nn.Parameter(torch.randn(num_experts, rows, dim) * (init_std or dim**-0.5))
+        self.w_out = nn.Parameter(torch.randn(num_experts, dim, hidden) * (init_std or hidden**-0.5))
+        self.b_in = nn.Parameter(torch.zeros(num_experts, rows)) if bias else None
+        self.b_out = nn.Parameter(torch.zeros(num_experts, dim)) if bias else None
+
+    def _hidden(self, h: Tensor) -> Tensor:
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            h = self.act(gate) * up
+        else:
+            h = self.act(h)
+        return F.dropout(h, self.dropout, self.training) if self.dropout else h
+
+    def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
+        h_RH = grouped_linear(x_RD, self.w_in, segments.bounds, self.b_in, self.backend)
+        return grouped_linear(self._hidden(h_RH), self.w_out, segments.bounds, self.b_out, self.backend)
+
+    def forward_merged(self, x_GLD: Tensor, gate_GN: Tensor) -> Tensor:
+        def average(weight: Tensor | None) -> Tensor | None:
+            return None if weight is None else torch.einsum("gn,n...->g...", gate_GN.to(weight.dtype), weight)
+
+        w_in, w_out, b_in, b_out = map(average, (self.w_in, self.w_out, self.b_in, self.b_out))
+        h = torch.einsum("gld,ghd->glh", x_GLD, w_in)
+        h = self._hidden(h if b_in is None else h + b_in.unsqueeze(1))
+        y = torch.einsum("glh,gdh->gld", h, w_out)
+        return y if b_out is None else y + b_out.unsqueeze(1)
+
+    def materialise(self, expert: int) -> FFN:
+        ffn = FFN(self.dim, self.hidden, self.activation, self.gated, self.b_in is not None)
+        with torch.no_grad():
+            for name, param in ffn.named_parameters():
+                param.data = getattr(self, name)[expert].detach().clone()
+        return ffn
+
+    def load_ffn(self, expert: int, ffn: FFN) -> None:
+        """Copy a dense FFN of the same form into expert number ``expert``."""
+        with torch.no_grad():
+            for name, param in ffn.named_parameters():
+                getattr(self, name)[expert].copy_(param)
+
+    def params_per_expert(self) -> list[int]:
+        return [sum(p[0].numel() for p in self.parameters())] * self.num_experts
+
+    def flops_per_row(self) -> list[float]:
+        return [2.0 * (self.w_in[0].numel() + self.w_out[0].numel())] * self.num_experts
+
+    def extra_repr(self) -> str:
+        form = "gated" if self.gated else "plain"
+        return f"num_experts={self.num_experts}, dim={self.dim}, hidden={self.hidden}, {form} {self.activation}"

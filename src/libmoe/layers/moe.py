@@ -1,0 +1,100 @@
+"""The MoE layer: route, execute, add what is shared.  It names no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from libmoe.core.context import ForwardContext, LayerContext, current
+from libmoe.core.errors import ConfigError
+from libmoe.core.routing import Router, Routing
+from libmoe.estimators.base import Estimator
+from libmoe.experts.base import Experts
+from libmoe.losses.base import Loss, attach, total_units
+
+
+class MoELayer(nn.Module):
+    """``y = experts(x, router(x)) + shared(x)`` for hidden states ``[..., D]``.
+
+    ``route`` and ``execute`` may be called apart: to route on another activation, to use a plan made
+    elsewhere, or to fetch experts between the two.
+
+    Args:
+        router, experts: with the same number of experts.
+        shared: module ``[T, D] -> [T, D]`` that every token passes, or ``None``.
+        losses: auxiliary losses; those with coefficient > 0 are attached to the output while training.
+        estimator: gradient estimator, or ``None`` for plain gradients.
+        index: place among the model's MoE layers, from 0.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        *,
+        shared: nn.Module | None = None,
+        losses: Sequence[Loss] = (),
+        estimator: Estimator | None = None,
+        index: int = 0,
+    ) -> None:
+        super().__init__()
+        if router.num_experts != experts.num_experts:
+            raise ConfigError(
+                f"the router chooses among {router.num_experts} experts but there are {experts.num_experts}"
+            )
+        self.router, self.experts, self.shared = router, experts, shared
+        self.losses, self.estimator, self.index = list(losses), estimator, index
+
+    def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
+        """Decide for ``x_TD``; afterwards later layers and recorders see the routing."""
+        routing = ctx.edit_routing(self.router(x_TD, ctx))
+        if self.estimator is not None:
+            routing = self.estimator.apply(routing, ctx)
+        if not ctx.forward.recomputing:
+            ctx.forward.routings[self.index] = routing
+            self._observe(routing, ctx)
+        return routing
+
+    def execute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """``y_TD``: the routed experts and the shared part."""
+        y_TD = self.experts.execute(x_TD, routing.plan)
+        return y_TD if self.shared is None else y_TD + self.shared(x_TD)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
+        ctx = (current() or ForwardContext()).layer(self.index, tuple(hidden_states.shape[:-1]), self.training)
+        routing = self.route(x_TD, ctx)
+        y_TD = self.execute(x_TD, routing)
+        if self.training and torch.is_grad_enabled():
+            y_TD = self._attach_losses(y_TD, routing, ctx)
+        return y_TD.view(hidden_states.shape)
+
+    def _attach_losses(self, y_TD: Tensor, routing: Routing, ctx: LayerContext) -> Tensor:
+        opts = ctx.forward.options
+        for loss in self.losses:
+            if loss.coefficient > 0:
+                numerator, denominator = loss.compute(routing, ctx)
+                if opts.statistics is not None and not ctx.forward.recomputing:
+                    opts.statistics.add_loss(self.index, loss.name, numerator, denominator)
+                value = loss.coefficient * numerator / total_units(loss.unit, denominator, ctx)
+                if value.requires_grad:
+                    y_TD = attach(y_TD, value, opts.loss_scale)
+        return y_TD
+
+    def _observe(self, routing: Routing, ctx: LayerContext) -> None:
+        opts = ctx.forward.options
+        if opts.statistics is not None:
+            mask_T = ctx.mask_T
+            count_N = routing.plan.load_N(mask_T)
+            tokens = count_N.new_tensor(float(routing.plan.num_tokens)) if mask_T is None else mask_T.sum().float()
+            opts.statistics.add(self.index, count_N, tokens)
+        for record in opts.recorders:
+            record(ctx, routing)
+
+
+def moe_layers(model: nn.Module) -> Iterable[tuple[str, MoELayer]]:
+    """``(path, layer)`` of every MoE layer in ``model``, in order of their index."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, MoELayer)]
+    return sorted(found, key=lambda item: item[1].index)

@@ -1,0 +1,100 @@
+"""The contract of auxiliary losses.
+
+A loss maps a routing to ``(numerator, denominator)``; its value over a batch is the sum of numerators over the
+sum of denominators, so it does not depend on how the batch was cut into micro-batches or ranks.  The MoE layer
+attaches ``coefficient * numerator / total`` to its output with an identity in the forward pass: whatever loop
+calls ``backward`` optimises it, and nothing has to be collected.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from libmoe.core.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from libmoe.core.context import LayerContext
+    from libmoe.core.routing import Routing
+
+Scope = Literal["sequence", "micro_batch", "rank", "global_batch"]
+SCOPES = ("sequence", "micro_batch", "rank", "global_batch")
+
+
+class Loss:
+    """Base of auxiliary losses.
+
+    Args:
+        coefficient: weight in the total loss; greater than 0 means on.
+        scope: the tokens over which batch statistics such as expert frequencies are taken.
+
+            * ``sequence``: each sequence by itself;
+            * ``micro_batch``: one forward pass (depends on how the batch is split, by definition);
+            * ``rank``: this process's part of the optimiser step;
+            * ``global_batch``: the whole optimiser step over all processes (arXiv 2501.11873).
+
+    Class attributes: ``name`` for logs; ``unit`` says what the denominator counts (``token``: real tokens).
+    """
+
+    name: str = "loss"
+    unit: str = "token"
+
+    def __init__(self, coefficient: float, scope: Scope = "sequence") -> None:
+        if scope not in SCOPES:
+            raise unknown("loss scope", scope, SCOPES)
+        if coefficient < 0:
+            raise ConfigError(f"{self.name}: coefficient must not be negative, got {coefficient}")
+        self.coefficient = coefficient
+        self.scope: Scope = scope
+
+    def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
+        """``(numerator, denominator)``, both scalars; only the numerator carries a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines no compute()")
+
+    @property
+    def needs_step_counts(self) -> bool:
+        """Whether the loss uses loads of the whole optimiser step."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(coefficient={self.coefficient:g}, scope={self.scope!r})"
+
+
+class _Attach(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, loss: Tensor, scale: float) -> Tensor:
+        ctx.scale, ctx.loss_dtype, ctx.device = scale, loss.dtype, loss.device
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad_y, torch.full((), ctx.scale, dtype=ctx.loss_dtype, device=ctx.device), None
+
+
+def attach(y: Tensor, loss: Tensor, scale: float = 1.0) -> Tensor:
+    """``y`` unchanged; in backward ``loss`` receives the gradient ``scale``, as if added to the main loss."""
+    return _Attach.apply(y, loss, scale)
+
+
+def total_units(unit: str, local: Tensor, ctx: LayerContext) -> Tensor | float:
+    """Denominator of the step for a loss counted in ``unit``.
+
+    The training loop announces totals of the whole step (divided by the number of ranks whose gradients are
+    averaged).  Under a loop that passes ``num_items_in_batch`` (transformers' Trainer) a micro-batch weighs
+    its own labelled tokens over that number.  Otherwise each forward is a batch of its own.
+    """
+    announced = ctx.forward.options.totals.get(unit)
+    if announced is not None:
+        return max(announced, 1e-9)
+    items, labels = ctx.forward.items_in_batch, ctx.forward.labels
+    if items is not None and labels is not None:
+        share = (labels[:, 1:] != -100).sum() / float(items)  # causal models predict the shifted labels
+        return local.clamp_min(1e-9) / share.clamp_min(1e-9)
+    return local.clamp_min(1e-9)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,136 @@
+"""Methods: a name, its options, and how it composes the parts at a site.
+
+A method is a dataclass.  Its fields are the options of a recipe; its ``build_*`` methods make the parts of the
+layer at one :class:`~libmoe.core.site.Site`.  A new method usually overrides ``build_router`` alone::
+
+    @register_method("my-router", summary="...")
+    @dataclass(kw_only=True)
+    class MyMethod(Method):
+        def build_router(self, site):
+            return MyRouter(site.dim, self.num_experts, self.top_k)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from libmoe.controllers.base import Controller
+from libmoe.core.config import build
+from libmoe.core.errors import ConfigError
+from libmoe.core.registry import Info, Registry
+from libmoe.core.routing import Router
+from libmoe.core.site import Site
+from libmoe.estimators.base import Estimator
+from libmoe.estimators.straight_through import StraightThrough
+from libmoe.experts import FFN, Experts, FFNExperts, SharedExpert
+from libmoe.layers.moe import MoELayer
+from libmoe.losses import BalanceLoss, Loss, Scope, ZLoss
+
+METHODS: Registry[type[Method]] = Registry("method")
+M = TypeVar("M", bound="type[Method]")
+
+
+@dataclass(kw_only=True)
+class Method:
+    """Options every method has, and the default composition: FFN experts, balance and z losses.
+
+    Attributes:
+        num_experts, top_k: N routed experts, K per token.
+        expert_hidden: hidden width of an expert; ``None`` takes the dense FFN's width divided by K, so that a
+            token's active FFN parameters equal the dense layer's.  Upcycling copies need the dense width.
+        shared_hidden: hidden width of an always-on shared expert; 0 for none.
+        balance, balance_scope: coefficient and scope of the load-balancing loss.
+        z_loss: coefficient of the router z-loss.
+        estimator: gradient estimator, ``none`` or ``straight-through``.
+    """
+
+    num_experts: int = 8
+    top_k: int = 2
+    expert_hidden: int | None = None
+    shared_hidden: int = 0
+    balance: float = 0.01
+    balance_scope: Scope = "sequence"
+    z_loss: float = 0.0
+    estimator: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 1:
+            raise ConfigError(f"num_experts must be at least 1, got {self.num_experts}")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ConfigError(f"top_k={self.top_k} must be between 1 and num_experts={self.num_experts}")
+
+    # -- parts -------------------------------------------------------------------------------------------
+    def build_router(self, site: Site) -> Router:
+        raise NotImplementedError(f"{type(self).__name__} defines no build_router()")
+
+    def build_experts(self, site: Site) -> Experts:
+        return FFNExperts(
+            self.num_experts, site.dim, self.hidden(site), site.activation, site.gated, site.bias, site.init_std
+        )
+
+    def build_shared(self, site: Site) -> SharedExpert | None:
+        if not self.shared_hidden:
+            return None
+        return SharedExpert(
+            FFN(site.dim, self.shared_hidden, site.activation, site.gated, site.bias, site.init_std)
+        )
+
+    def build_losses(self, site: Site) -> Sequence[Loss]:
+        return [BalanceLoss(self.balance, self.balance_scope), ZLoss(self.z_loss)]
+
+    def build_estimator(self, site: Site) -> Estimator | None:
+        choices = {"none": None, "straight-through": StraightThrough()}
+        if self.estimator not in choices:
+            from libmoe.core.errors import unknown
+
+            raise unknown("estimator", self.estimator, choices)
+        return choices[self.estimator]
+
+    def build_controllers(self) -> Sequence[Controller]:
+        """Controllers for the whole model (one set, not one per layer)."""
+        return []
+
+    # -- composition -------------------------------------------------------------------------------------
+    def hidden(self, site: Site) -> int:
+        return self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.top_k)
+
+    def build_layer(self, site: Site) -> MoELayer:
+        return MoELayer(
+            self.build_router(site),
+            self.build_experts(site),
+            shared=self.build_shared(site),
+            losses=self.build_losses(site),
+            estimator=self.build_estimator(site),
+            index=site.index,
+        )
+
+
+def register_method(
+    name: str,
+    *,
+    summary: str,
+    paper: int | None = None,
+    aliases: tuple[str, ...] = (),
+    exact_upcycling: bool = True,
+    **facts: Any,
+) -> Callable[[M], M]:
+    """Class decorator: enter a :class:`Method` in the registry, and so in listings and contract tests.
+
+    Args:
+        summary: one line for listings.
+        paper: number in the catalogue of papers.
+        exact_upcycling: N copies of a dense FFN give the dense output (gates sum to 1).
+        facts: further declarations, for example ``causal=False``.
+    """
+    return METHODS.register(Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts))
+
+
+def create(name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Method:
+    """The method called ``name`` with options.
+
+    Raises:
+        ConfigError: unknown name or option (with the nearest valid one), or a value out of range.
+    """
+    return build(METHODS.get(name), {**(options or {}), **more}, where=name)

@@ -1,0 +1,1 @@
+"""Tensor operations: plain references and faster forms with the same meaning."""

@@ -1,0 +1,41 @@
+"""Gates: from activations to one logit per expert, with an explicit precision policy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Precision = Literal["fp32", "input"]
+
+
+class LinearGate(nn.Module):
+    """``logits = W x (+ b)`` with W ``[N, D]``.
+
+    Args:
+        precision: ``fp32`` casts input and weight up (the default: bf16 routing flips choices, arXiv
+            2101.03961 §2.4); ``input`` computes in the dtype of the activations.
+        init_std: standard deviation of the normal initialisation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        bias: bool = False,
+        precision: Precision = "fp32",
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.precision = precision
+        self.weight = nn.Parameter(torch.randn(num_experts, dim) * init_std)
+        self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """``logits_TN``, at least float32 (float64 inputs stay float64)."""
+        dtype = x_TD.dtype if self.precision == "input" else torch.promote_types(x_TD.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        logits_TN = F.linear(x_TD.to(dtype), self.weight.to(dtype), bias)
+        return logits_TN.to(torch.promote_types(dtype, torch.float32))
