@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,7 @@ class Site:
         index: place among the model's MoE layers, from 0; ``count`` is how many there are.
         path: module path in the model, for messages.
         init_std: standard deviation of the backbone's weight initialisation.
+        seed: base seed of this site's initial weights; ``None`` draws from torch's global generator.
     """
 
     dim: int
@@ -31,4 +30,4 @@ class Site:
     count: int = 1
     path: str = ""
     init_std: float = 0.02
-    dtype: torch.dtype = field(default=torch.float32)
+    seed: int | None = None

@@ -16,11 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import nn
+
 from libmoe.controllers.base import Controller
 from libmoe.core.config import build
-from libmoe.core.errors import ConfigError
+from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.registry import Info, Registry
 from libmoe.core.routing import Router
+from libmoe.core.seeding import seeded
 from libmoe.core.site import Site
 from libmoe.estimators.base import Estimator
 from libmoe.estimators.straight_through import StraightThrough
@@ -83,8 +86,6 @@ class Method:
     def build_estimator(self, site: Site) -> Estimator | None:
         choices = {"none": None, "straight-through": StraightThrough()}
         if self.estimator not in choices:
-            from libmoe.core.errors import unknown
-
             raise unknown("estimator", self.estimator, choices)
         return choices[self.estimator]
 
@@ -96,11 +97,18 @@ class Method:
     def hidden(self, site: Site) -> int:
         return self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.top_k)
 
-    def build_layer(self, site: Site) -> MoELayer:
+    def build_layer(self, site: Site) -> nn.Module:
+        """The module that takes the FFN's place; each part draws its initial weights from a seed of its own."""
+        with seeded(site.seed, site.index, "router"):
+            router = self.build_router(site)
+        with seeded(site.seed, site.index, "experts"):
+            experts = self.build_experts(site)
+        with seeded(site.seed, site.index, "shared"):
+            shared = self.build_shared(site)
         return MoELayer(
-            self.build_router(site),
-            self.build_experts(site),
-            shared=self.build_shared(site),
+            router,
+            experts,
+            shared=shared,
             losses=self.build_losses(site),
             estimator=self.build_estimator(site),
             index=site.index,
