@@ -1,0 +1,94 @@
+"""Equal budgets: solve the width of a model's experts so that a counted quantity meets its target."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from libmoe.bench.grid import Entry, Grid, Quantity
+from libmoe.core.errors import ConfigError
+from libmoe.models import Account, account, build_backbone, moeify
+
+
+@dataclass
+class Matched:
+    """An entry's options after solving, its cost, and how far from the target it is (share of the target)."""
+
+    options: dict[str, Any]
+    cost: Account
+    residual: float | None
+
+
+def measure(grid: Grid, entry: Entry, options: dict[str, Any]) -> Account:
+    """Exact cost of the entry's model; it is built without allocating weights."""
+    recipe = grid.cell_recipe(entry, grid.seeds[0], options)
+    with torch.device("meta"):
+        model = build_backbone(recipe.backbone, seed=0)
+        moeify(model, entry.method, options=options, where=recipe.method.where, init=recipe.method.init)
+    return account(model, seq_len=recipe.data.seq_len)
+
+
+def _quantity(cost: Account, what: Quantity) -> float:
+    return {
+        "active_params": cost.active_params,
+        "total_params": cost.total_params,
+        "flops": cost.flops_per_token,
+    }[what]
+
+
+def match_sizes(grid: Grid) -> dict[str, Matched]:
+    """Options of every entry, by key, with expert widths solved for the grid's budget.
+
+    An entry that sets its width itself (``expert_hidden``, or ``hidden`` of ``dense``) is left as it is and its
+    mismatch is reported.
+
+    Raises:
+        ConfigError: no width can meet the target (the message gives the nearest reachable value).
+    """
+    base = grid.entry(grid.baseline)
+    baseline_cost = measure(grid, base, base.options)
+    solved = {base.key: Matched(dict(base.options), baseline_cost, None)}
+    # Entries matched on total parameters need the reference's size, so they come last.
+    ordered = sorted(
+        (e for e in grid.entries if e.key != base.key), key=lambda e: (e.match or grid.match) == "total_params"
+    )
+    for entry in ordered:
+        what = entry.match or grid.match
+        if what == "none":
+            solved[entry.key] = Matched(dict(entry.options), measure(grid, entry, entry.options), None)
+            continue
+        if what == "total_params" and grid.reference in solved:
+            target = _quantity(solved[grid.reference].cost, what)
+        else:
+            target = _quantity(baseline_cost, what)
+        solved[entry.key] = _solve(grid, entry, what, target)
+    return {e.key: solved[e.key] for e in grid.entries}
+
+
+def _solve(grid: Grid, entry: Entry, what: Quantity, target: float) -> Matched:
+    knob = "hidden" if entry.method == "dense" else "expert_hidden"
+    options = copy.deepcopy(entry.options)
+
+    def at(width: int) -> tuple[Account, float]:
+        cost = measure(grid, entry, options | {knob: width})
+        return cost, _quantity(cost, what)
+
+    if options.get(knob) is not None:
+        cost = measure(grid, entry, options)
+        return Matched(options, cost, _quantity(cost, what) / target - 1)
+    # Every counted quantity is linear in the width, so two measurements give the answer exactly.
+    (_, low), (_, high) = at(1), at(2)
+    slope = high - low
+    if slope <= 0:
+        raise ConfigError(f"entry {entry.key!r}: {what} does not grow with {knob}; set match: none for it")
+    width = round(1 + (target - low) / slope)
+    if width < 1:
+        raise ConfigError(
+            f"entry {entry.key!r}: even {knob}=1 has {low:.4g} {what.replace('_', ' ')}, above the budget of "
+            f"{target:.4g}; use fewer or smaller shared parts"
+        )
+    cost, value = at(width)
+    return Matched(options | {knob: width}, cost, value / target - 1)
