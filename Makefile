@@ -7,6 +7,8 @@ PIP_TORCH_ARGS ?=
 ARGS ?=
 WORKERS ?= 2
 export PYTHON TORCH_SPEC PIP_TORCH_ARGS
+# Set-up leaves the compiling of most modules to their first import, which must then be free to keep the result.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A stamp is written last, so a set-up that was interrupted is taken up again.
 RUN_READY := $(VENV)/.ready-run

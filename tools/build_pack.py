@@ -42,10 +42,14 @@ from pack_readers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from libmoe.data.overlap import overlaps, repeated_fraction  # noqa: E402
+from libmoe.data.corpus import load_corpus  # noqa: E402
+from libmoe.data.overlap import overlaps, repeated_fraction, shares_text  # noqa: E402
 from libmoe.data.splitting import content_hash, split_document  # noqa: E402
+from libmoe.data.tasks.items import make_items  # noqa: E402
+from libmoe.data.tokenizer import train_tokenizer  # noqa: E402
 
 PACK = ROOT / "src" / "libmoe" / "data" / "pack"
+TASKS = PACK.with_name("tasks")
 TARGET_BYTES = 1_900_000  # of text per domain before cleaning
 HELDOUT_BYTES = 100_000  # per held-out split
 CLEAN_WINDOW = 120  # characters; stricter than the 200 the tests check
@@ -125,14 +129,14 @@ def pieces(split: str, work: str, text: str) -> Iterator[Document]:
 def regions(sections: list[tuple[str, str]], block: int = 10) -> Iterator[Document]:
     """Sample a long ordered source in evenly spaced contiguous blocks, so that held-out text has distance.
 
-    Only every n-th block of documents is used (n so that ``TARGET_BYTES`` remain); of the used blocks, two in
-    twenty are held out.
+    Only every n-th block of documents is used (n so that ``TARGET_BYTES`` remain); of the used blocks, one in
+    eight is held out.
     """
     documents = [(title, piece) for title, text in sections for piece in split_document(text)]
     blocks = [documents[i : i + block] for i in range(0, len(documents), block)]
     used = max(1, round(TARGET_BYTES / size_of([t for _, t in documents]) * len(blocks)))
     for i in range(used):
-        split = {9: "validation", 19: "test"}.get(i % 20, "train")
+        split = {7: "validation", 15: "test"}.get(i % 16, "train")
         for title, text in blocks[i * len(blocks) // used]:
             yield Document(split, title, text)
 
@@ -219,8 +223,8 @@ def legal(folders: dict[str, Path]) -> Iterator[Document]:
     longest_first = sorted(english, key=lambda name: (-len(english[name]), name))
     repeated = repeated_fraction([english[name] for name in longest_first])
     kept = {n: english[n] for n, r in zip(longest_first, repeated, strict=True) if r < 0.6}
-    alone = {n for n in kept if not overlaps([kept[n]], [t for m, t in kept.items() if m != n], CLEAN_WINDOW)[0]}
-    yield from by_hash(kept, heldout_pool=alone)
+    shared = shares_text(list(kept.values()), CLEAN_WINDOW)
+    yield from by_hash(kept, heldout_pool={n for n, s in zip(kept, shared, strict=True) if not s})
 
 
 def _share_of_function_words(text: str) -> float:
@@ -279,7 +283,7 @@ def write_domain(name: str, documents: list[Document], licence: str) -> dict[str
 def licences_text(folders: dict[str, Path]) -> str:
     """Compose LICENSES.md; the two licences that ask for it are quoted in full."""
     rows = [
-        f"| {name} | {function.__doc__.split('.')[0].strip()} | "
+        f"| {name} | {_summary(function)} | "
         f"{'; '.join(f'{SOURCES[k].kind} package {SOURCES[k].name} {SOURCES[k].version}' for k in keys)} | "
         f"{'; '.join(SOURCES[k].licence for k in keys)} |"
         for name, (function, keys) in DOMAINS.items()
@@ -309,6 +313,10 @@ def licences_text(folders: dict[str, Path]) -> str:
     )
 
 
+def _summary(function: Callable[..., object]) -> str:
+    return " ".join((function.__doc__ or "").split()).split(". ")[0].rstrip(".")
+
+
 def _licence_block(copyright_file: str) -> str:
     """The first licence paragraph that carries a text, from a machine-readable copyright file."""
     holders = re.search(r"(?m)^Files: \*\nCopyright:(.*?)^License:", copyright_file, re.S)
@@ -326,13 +334,23 @@ def main() -> None:
     folders = {key: fetch(source, work) for key, source in SOURCES.items()}
     PACK.mkdir(parents=True, exist_ok=True)
     manifest = {}
+    tested: dict[str, dict[str, list[str]]] = {}
     for name, (function, keys) in DOMAINS.items():
         documents = clean(list(function(folders)))
         manifest[name] = write_domain(name, documents, "; ".join(SOURCES[k].licence for k in keys))
+        for document in documents:
+            if document.split == "test":
+                tested.setdefault(name, {}).setdefault(document.work, []).append(document.text)
         size = (PACK / f"{name}.jsonl.xz").stat().st_size
         print(name, {s: tuple(v.values()) for s, v in manifest[name]["splits"].items()}, f"{size / 1e6:.2f} MB xz")
     (PACK / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (PACK / "LICENSES.md").write_text(licences_text(folders), encoding="utf-8")
+    tokenizer = train_tokenizer(load_corpus("embedded"))
+    tokenizer.backend_tokenizer.save(str(PACK / "tokenizer.json"))
+    for name, items in make_items(tested, lambda text: len(tokenizer.backend_tokenizer.encode(text).ids)).items():
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        (TASKS / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        print(name, len(items), "items")
 
 
 if __name__ == "__main__":

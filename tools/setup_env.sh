@@ -22,7 +22,7 @@ log=$(mktemp)
 child=
 unfinished=$venv/.unfinished
 trap '[ -z "$child" ] || kill "$child" 2>/dev/null' EXIT
-trap 'printf "\nInterrupted. The same command takes it up again.\n" >&2; exit 130' INT TERM
+trap 'rm -f "$log"; printf "\nInterrupted. The same command takes it up again.\n" >&2; exit 130' INT TERM
 
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
@@ -56,6 +56,7 @@ install() {  # install WHAT PIP-ARGUMENTS...
     local what=$1
     shift
     touch "$unfinished"
+    # Without compiling all of it, most of which is never imported: first_import compiles what is used.
     step "$what" "$venv/bin/python" -m pip install --no-compile "$@"
     rm -f "$unfinished"
 }
@@ -72,11 +73,25 @@ find_python() {
         "$("$candidate" --version 2>/dev/null || echo 'not there'): name one with PYTHON=/path/to/python"
 }
 
+first_import() {
+    exec env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - <<'PYTHON'
+from importlib import import_module
+from importlib.util import find_spec
+
+for name in (
+    "torch", "transformers.trainer", "transformers.models.llama.modeling_llama", "rich", "typer",
+    "lm_eval.models.huggingface", "matplotlib.pyplot", "pyarrow.parquet", "datasets", "peft", "pytest",
+):
+    if find_spec(name.partition(".")[0]):
+        import_module(name)
+PYTHON
+}
+
 usable() { recent_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
 
 echo "Setting up $venv (extras: $extras)"
-# Killed in the middle of an installation, pip can leave a package that it later takes for whole. Starting anew
-# is the sure way and not a slow one: what was downloaded is in pip's cache.
+# Stopped in the middle of an installation, pip can leave a package that it later takes for whole. Starting
+# anew is the sure way and not a slow one: what was downloaded is in pip's cache.
 if [ -e "$unfinished" ] || ! usable; then
     python=$(find_python)
     step "creating the environment with $("$python" --version)" "$python" -m venv --clear "$venv"
@@ -90,5 +105,6 @@ printf '%s\n' "torch==$torch_version" "torchvision<0" "torchaudio<0" >"$venv/con
 install "installing libmoe[$extras] beside torch $torch_version" \
     --constraint "$venv/constraints.txt" --editable ".[$extras]"
 step "checking that the versions agree" "$venv/bin/python" -m pip check
+step "importing them once, so that later starts are quick" first_import
 rm -f "$log"
 echo "Ready after $SECONDS s."

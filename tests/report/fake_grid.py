@@ -13,33 +13,58 @@ from typing import Any
 
 import numpy as np
 
+# Bits per byte of the baseline, and a sample.
 DOMAINS: dict[str, tuple[float, str]] = {
-    "speech": (1.72, "Fellow citizens, the state of our Union rests on the work of many hands. We have paid the debt of "
-               "the war, opened the harbours, and asked the Congress to provide for the schools of every county."),
-    "novel": (2.05, "She had not expected him before Thursday; yet there he stood in the rain, hat in hand, and could "
-              "not say whether the letter in his pocket was meant for her sister or for nobody at all."),
-    "scripture": (1.61, "And the old man rose early, and took bread and a skin of water, and went out by the gate; and "
-                  "the people that were in the valley saw him afar off, and were silent."),
-    "math": (1.18, "Lemma 4. If A is a finite set and f : A -> A is one-to-one, then f is onto. Proof. Suppose not; then "
-             "the range of f is a proper subset B of A with |B| = |A|, a contradiction. Hence f(A) = A."),
-    "dictionary": (2.31, "harrow: a heavy frame with iron teeth dragged over ploughed land to break up clods; \"the field "
-                   "was harrowed twice\". harry: to annoy continually; to make a raid upon."),
-    "legal": (1.42, "The Licensee may reproduce and distribute copies of the Work, with or without modification, provided "
-              "that the above notice and this list of conditions are retained in all copies."),
-    "manual": (1.66, "The option max_wal_size sets the size at which a checkpoint is forced. Larger values reduce the "
-               "number of checkpoints but increase the time needed for crash recovery (see Section 30.5)."),
-    "code": (1.29, "def merge(left: list[int], right: list[int]) -> list[int]:\n    out = []\n    while left and right:\n"
-             "        out.append((left if left[0] <= right[0] else right).pop(0))\n    return out + left + right\n"),
-}  # fmt: skip
+    "speech": (
+        1.72,
+        "Fellow citizens, the state of our Union rests on the work of many hands. We have paid the debt of the war, "
+        "opened the harbours, and asked the Congress to provide for the schools of every county.",
+    ),
+    "novel": (
+        2.05,
+        "She had not expected him before Thursday; yet there he stood in the rain, hat in hand, and could not say "
+        "whether the letter in his pocket was meant for her sister or for nobody at all.",
+    ),
+    "scripture": (
+        1.61,
+        "And the old man rose early, and took bread and a skin of water, and went out by the gate; and the people "
+        "that were in the valley saw him afar off, and were silent.",
+    ),
+    "math": (
+        1.18,
+        "Lemma 4. If A is a finite set and f : A -> A is one-to-one, then f is onto. Proof. Suppose not; then the "
+        "range of f is a proper subset B of A with |B| = |A|, a contradiction. Hence f(A) = A.",
+    ),
+    "dictionary": (
+        2.31,
+        'harrow: a heavy frame with iron teeth dragged over ploughed land to break up clods; "the field was harrowed '
+        'twice". harry: to annoy continually; to make a raid upon.',
+    ),
+    "legal": (
+        1.42,
+        "The Licensee may reproduce and distribute copies of the Work, with or without modification, provided that "
+        "the above notice and this list of conditions are retained in all copies.",
+    ),
+    "manual": (
+        1.66,
+        "The option max_wal_size sets the size at which a checkpoint is forced. Larger values reduce the number of "
+        "checkpoints but increase the time needed for crash recovery (see Section 30.5).",
+    ),
+    "code": (
+        1.29,
+        "def merge(left: list[int], right: list[int]) -> list[int]:\n    out = []\n    while left and right:\n"
+        "        out.append((left if left[0] <= right[0] else right).pop(0))\n    return out + left + right\n",
+    ),
+}
 
 # name, label, kind, paper, true gain over the equal-active baseline, specialisation, balance, relative speed
 METHODS: list[tuple[str, str, str, int | None, float, float, float, float]] = [
     ("dense-active", "Dense, equal active", "dense", None, 0.000, 0.0, 0.0, 1.00),
     ("dense-total", "Dense, equal total", "dense", None, -0.118, 0.0, 0.0, 0.41),
     ("topk", "Top-2 softmax", "moe", 23, -0.062, 0.5, 0.25, 0.74),
-    ("deepseek-moe", "DeepSeekMoE (shared + fine-grained)", "moe", 71, -0.081, 0.9, 0.35, 0.66),
-    ("remoe", "ReMoE", "moe", 42, -0.055, 1.2, 0.5, 0.63),
-    ("hash", "Hash layer", "moe", 97, -0.006, 0.1, 0.15, 0.88),
+    ("deepseek-moe", "DeepSeekMoE (shared + fine-grained)", "moe", 118, -0.081, 0.9, 0.35, 0.66),
+    ("remoe", "ReMoE", "moe", 42, -0.055, 1.0, 0.5, 0.63),
+    ("hash", "Hash layer", "moe", None, -0.006, 0.1, 0.15, 0.88),
     ("expert-choice", "Expert choice", "moe", 30, -0.094, 0.7, 0.0, 0.79),
 ]
 LAYERS, EXPERTS, STEPS, TOKENS_PER_STEP, WINDOWS = 3, 8, 240, 8192, 24
@@ -54,13 +79,19 @@ def write_fake_grid(folder: Path, *, seeds: tuple[int, ...] = (0, 1), windows: b
     for method in METHODS:
         taste_DW = rng.normal(0, 0.02, (len(DOMAINS), 1)) + rng.normal(0, 0.03, size_DW.shape)
         for seed in seeds:
-            rows.append(_write_run(folder, method, seed, rng, text_DW + method[4] + taste_DW, size_DW, windows))
+            rows.append(
+                _write_run(folder, method, seed, rng, text_DW + method[4] + taste_DW, size_DW, windows)
+            )
     protocol = {
         "name": "Quickstart: eight domains, equal active parameters",
         "budget": "equal active parameters",
         "tokens": STEPS * TOKENS_PER_STEP,
         "seq_len": 128,
-        "data": {"pack": "eight-domains", "fingerprint": "sha256:3f7c19d2a0b4e65188c0", "held_out_bytes": int(size_DW.sum())},
+        "data": {
+            "pack": "eight-domains",
+            "fingerprint": "sha256:3f7c19d2a0b4e65188c0",
+            "held_out_bytes": int(size_DW.sum()),
+        },
         "domains": list(DOMAINS),
         "backbone": {"family": "llama", "layers": LAYERS, "width": 128, "heads": 4, "vocabulary": 4096},
         "hardware": {"cpu": "2 cores", "gpu": None, "memory_gib": 15.6},
@@ -80,7 +111,13 @@ def save(path: Path, content: Any) -> None:
 
 
 def _write_run(
-    folder: Path, method: tuple, seed: int, rng: np.random.Generator, bpb_DW: np.ndarray, size_DW: np.ndarray, windows: bool
+    folder: Path,
+    method: tuple,
+    seed: int,
+    rng: np.random.Generator,
+    bpb_DW: np.ndarray,
+    size_DW: np.ndarray,
+    windows: bool,
 ) -> dict[str, Any]:
     name, label, kind, paper, gain, taste, skew, speed = method
     bpb_DW = bpb_DW + (0.012 if seed else -0.012) + rng.normal(0, 0.004) + rng.normal(0, 0.012, bpb_DW.shape)
@@ -95,10 +132,21 @@ def _write_run(
     loss = final * 2.35 + 1.55 * np.minimum(decay, 2.7) + rng.normal(0, 0.05, STEPS)
     with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for step in range(STEPS):
-            line = {"step": step + 1, "tokens": int(tokens[step]), "loss": float(loss[step]), "lr": 3e-3, "grad_norm": 0.8}
+            line = {
+                "step": step + 1,
+                "tokens": int(tokens[step]),
+                "loss": float(loss[step]),
+                "lr": 3e-3,
+                "grad_norm": 0.8,
+            }
             if routing:
                 line["balance"] = {
-                    str(layer["layer"]): {"load": layer["load"], "entropy": layer["entropy"], "max_violation": 0.3, "dead": 0}
+                    str(layer["layer"]): {
+                        "load": layer["load"],
+                        "entropy": layer["entropy"],
+                        "max_violation": 0.3,
+                        "dead": 0,
+                    }
                     for layer in routing
                 }
                 line["losses"] = {"load_balance": 1.0 + skew / (1 + step / 20)}
@@ -108,10 +156,15 @@ def _write_run(
         {"step": s, "tokens": int(tokens[s - 1]), "bits_per_byte": float(final + 0.62 * decay[s - 1])}
         for s in range(20, STEPS + 1, 20)
     ]
-    evaluation: dict[str, Any] = {"curve": curve, "routing": {"layers": routing}, "sample": _sample(rng, routing, gain)}
+    evaluation: dict[str, Any] = {
+        "curve": curve,
+        "routing": {"layers": routing},
+        "sample": _sample(rng, routing, gain),
+    }
     if windows:
         evaluation["windows"] = {
-            domain: [[float(b), int(n)] for b, n in zip(bits_DW[i], size_DW[i], strict=True)] for i, domain in enumerate(DOMAINS)
+            domain: [[float(b), int(n)] for b, n in zip(bits_DW[i], size_DW[i], strict=True)]
+            for i, domain in enumerate(DOMAINS)
         }
     save(run / "eval.json", evaluation)
 
@@ -136,7 +189,9 @@ def _write_run(
 def _routing(rng: np.random.Generator, taste: float, skew: float) -> list[dict[str, Any]]:
     layers = []
     for layer in range(LAYERS):
-        logits_DN = rng.normal(0, skew, EXPERTS) + rng.normal(0, taste * (0.4 + 0.5 * layer), (len(DOMAINS), EXPERTS))
+        logits_DN = rng.normal(0, skew, EXPERTS) + rng.normal(
+            0, taste * (0.4 + 0.5 * layer), (len(DOMAINS), EXPERTS)
+        )
         share_DN = np.exp(logits_DN) / np.exp(logits_DN).sum(axis=1, keepdims=True)
         load_N = share_DN.mean(axis=0)
         information = float((share_DN * np.log2(share_DN / load_N)).sum(axis=1).mean())
@@ -144,7 +199,8 @@ def _routing(rng: np.random.Generator, taste: float, skew: float) -> list[dict[s
         layers.append({
             "layer": layer, "num_experts": EXPERTS, "load": load_N.tolist(), "entropy": entropy,
             "normalised_entropy": entropy / float(np.log(EXPERTS)), "experts_per_token": 2.0,
-            "domain_load": {d: share_DN[i].tolist() for i, d in enumerate(DOMAINS)}, "mutual_information_bits": information,
+            "domain_load": {d: share_DN[i].tolist() for i, d in enumerate(DOMAINS)},
+            "mutual_information_bits": information,
         })  # fmt: skip
     return layers
 
@@ -160,7 +216,13 @@ def _sample(rng: np.random.Generator, routing: list[dict[str, Any]], gain: float
                 first, second = np.argsort(-share)[:2]
                 weight = float(share[first] / (share[first] + share[second]))
                 experts[str(layer["layer"])] = [[int(first), weight], [int(second), 1 - weight]]
-            tokens.append({"text": piece, "nll": float(max(0.02, rng.gamma(1.4, 1.2 * level) + gain)), "experts": experts})
+            tokens.append(
+                {
+                    "text": piece,
+                    "nll": float(max(0.02, rng.gamma(1.4, 1.2 * level) + gain)),
+                    "experts": experts,
+                }
+            )
         samples.append({"domain": domain, "tokens": tokens})
     return samples
 

@@ -44,7 +44,9 @@ class LiveTable:
     ) -> None:
         self.specs, self.say = list(specs), say
         self.console = Console(stderr=True)
-        self.live = Live(console=self.console, refresh_per_second=2) if enabled and sys.stderr.isatty() else None
+        self.live = (
+            Live(console=self.console, refresh_per_second=2) if enabled and sys.stderr.isatty() else None
+        )
         self.rows = dict(rows)
         self.kept = len(rows)
         self.begun: dict[str, float] = {}
@@ -67,7 +69,11 @@ class LiveTable:
         self.rows[spec.run_dir] = row
         if self.live is None:
             seconds = time.monotonic() - self.begun.get(spec.run_dir, self.start)
-            result = f"{row['bits_per_byte']:.4f} bits/byte" if row["status"] == "ok" else f"failed: {row['error']}"
+            result = (
+                f"{row['bits_per_byte']:.4f} bits/byte"
+                if row["status"] == "ok"
+                else f"failed: {row['error']}"
+            )
             count = f"[{len(self.rows)}/{len(self.specs)}]"
             self.say(f"{count} {spec.key} seed {spec.recipe.seed}: {result} ({seconds:.0f} s){self._left()}")
 
@@ -83,13 +89,21 @@ class LiveTable:
             self.live.update(self._render())
 
     def _render(self) -> Table:
-        table = Table(title=f"{len(self.rows)} of {len(self.specs)} cells done{self._left()}", title_justify="left")
+        table = Table(
+            title=f"{len(self.rows)} of {len(self.specs)} cells done{self._left()}", title_justify="left"
+        )
         for column in ("method", "seed", "state", "step", "loss", "bits/byte", "tokens/s"):
             table.add_column(column, justify="left" if column in ("method", "state") else "right")
         for spec in self.specs:
             row, steps = self.rows.get(spec.run_dir), spec.recipe.train.steps
             if row is not None and row["status"] == "ok":
-                cells = ("[green]done", f"{steps}", "", f"{row['bits_per_byte']:.4f}", f"{row['tokens_per_second']:,.0f}")
+                cells = (
+                    "[green]done",
+                    f"{steps}",
+                    "",
+                    f"{row['bits_per_byte']:.4f}",
+                    f"{row['tokens_per_second']:,.0f}",
+                )
             elif row is not None:
                 cells = ("[red]failed", "", "", "", "")
             elif spec.run_dir in self.begun:

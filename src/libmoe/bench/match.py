@@ -53,7 +53,8 @@ def match_sizes(grid: Grid) -> dict[str, Matched]:
     solved = {base.key: Matched(dict(base.options), baseline_cost, None)}
     # Entries matched on total parameters need the reference's size, so they come last.
     ordered = sorted(
-        (e for e in grid.entries if e.key != base.key), key=lambda e: (e.match or grid.match) == "total_params"
+        (e for e in grid.entries if e.key != base.key),
+        key=lambda e: (e.match or grid.match) == "total_params",
     )
     for entry in ordered:
         what = entry.match or grid.match

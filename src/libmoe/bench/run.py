@@ -26,7 +26,9 @@ from libmoe.core.errors import ConfigError, LibMoEError
 Say = Callable[[str], None]
 
 
-def run_grid(grid: Grid, out: str | Path, *, plugins: Sequence[str] = (), say: Say = print, live: bool = True) -> Path:
+def run_grid(
+    grid: Grid, out: str | Path, *, plugins: Sequence[str] = (), say: Say = print, live: bool = True
+) -> Path:
     """Train and evaluate every method with every seed; returns the folder with ``results.json``.
 
     Args:

@@ -70,7 +70,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         hint_text = f"did you mean {guess!r}? " if guess else ""
         raise ConfigError(f"{where}: {value!r} is not allowed; {hint_text}choose one of {', '.join(map(repr, args))}")
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type, type-var]
+        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
             raise _wrong(value, hint, where)

@@ -1,16 +1,20 @@
 """The forward context: everything a router, a loss or a recorder may know besides the activations.
 
 ``install(model)`` hooks the *root* model, so any transformers model works unchanged: a pre-hook opens a
-:class:`ForwardContext` from the model's own arguments and an always-called hook closes it.  Each MoE layer
+:class:`ForwardContext` from the model's own arguments and an always-called hook closes it.  Models inside the
+model (encoder, decoder, vision tower) are hooked too, because their tokens are not the root's.  Each MoE layer
 then takes a :class:`LayerContext`, its view of the context: token ids, padding mask, document and position of
 the flattened tokens, the previous MoE layer's routing, interventions, randomness and a memo of discrete
 decisions.
 
-Two properties matter more than they look:
+Three properties matter more than they look:
 
 * **Recomputation.**  Under activation checkpointing the layer's forward runs twice.  Discrete decisions go
   through :meth:`LayerContext.memo`, so the recomputation reuses them: the same experts are chosen and the same
   number of tensors is saved.  Pass :func:`checkpoint_contexts` as ``context_fn`` to non-reentrant checkpointing.
+* **The scale of losses.**  A loss that the model returns passes through an identity that notes the gradient it
+  gets in backward; losses attached to the graph take the same factor.  Dividing by accumulation steps, gradient
+  scalers and averaging over processes therefore treat both alike.
 * **Ambient options.**  Training loops and users add what the model's signature has no room for with
   :func:`options`: side inputs, interventions, recorders, the step's statistics, loss denominators.
 """
@@ -18,15 +22,18 @@ Two properties matter more than they look:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.errors import ConfigError
+from libmoe.core.errors import ConfigError, TrainingError
+from libmoe.core.main_loss import LossGradient, note_main_loss
+from libmoe.core.seeding import derive_seed
+from libmoe.core.tokens import Tokens, targets
 
 if TYPE_CHECKING:
     from libmoe.core.interventions import Intervention
@@ -52,7 +59,7 @@ class Options:
     stage: str = ""
 
 
-_OPTIONS: ContextVar[Options] = ContextVar("libmoe_options", default=Options())
+_OPTIONS: ContextVar[Options] = ContextVar("libmoe_options", default=Options())  # noqa: B039 - it is frozen
 _CURRENT: ContextVar[ForwardContext | None] = ContextVar("libmoe_context", default=None)
 
 
@@ -69,8 +76,10 @@ def options(
         recorders: callables ``(LayerContext, Routing) -> None``, called once per layer and forward.
         statistics: a :class:`~libmoe.core.statistics.StepStatistics` that gathers the load of each layer.
         totals: denominators of the optimiser step by unit (``token``, ``sequence``), already divided by the
-            number of ranks that average gradients; without them each forward is its own batch.
-        loss_scale: factor for losses attached to the graph, when the main loss is scaled before backward.
+            number of ranks that average gradients.  The loop then answers for the scale of attached losses.
+            Without totals each forward is its own batch, and attached losses are scaled like the model's loss.
+        loss_scale: factor for attached losses when there are totals, or when the loop computes the main loss
+            itself and scales it before backward.
         step, total_steps, stage: where training is.
     """
     old = _OPTIONS.get()
@@ -89,19 +98,28 @@ def options(
 
 
 class ForwardContext:
-    """One forward pass of the root model: its token-level inputs, ambient options and per-layer results."""
+    """One forward pass of the root model: its token-level inputs, ambient options and per-layer results.
 
-    def __init__(self, inputs: dict[str, Any] | None = None, opts: Options | None = None) -> None:
+    Attributes:
+        tokens: inputs about the tokens of the (sub)model that is running now.
+        targets: what the model's own loss predicts, ``[B, <= L]`` with -100 for nothing, or ``None``.
+        items_in_batch: number of targets of the whole optimiser step, if the loop passes it to the model.
+        routings: by layer index, as far as the forward pass has come.
+        loss_gradient: what backward multiplies attached losses by.
+        recomputing: activation checkpointing runs a part of the forward pass again.
+    """
+
+    def __init__(self, inputs: Mapping[str, Any] | None = None, opts: Options | None = None) -> None:
         inputs = inputs or {}
         self.options = opts if opts is not None else _OPTIONS.get()
-        self.token_ids = _as_matrix(inputs.get("input_ids"))
-        self.decoder_token_ids = _as_matrix(inputs.get("decoder_input_ids"))
-        self.masks = [_as_matrix(inputs.get(k)) for k in ("attention_mask", "decoder_attention_mask")]
-        self.positions = _as_matrix(inputs.get("position_ids"))
-        self.labels = _as_matrix(inputs.get("labels"))
+        self.tokens = Tokens.of(inputs)
+        self.targets: Tensor | None = None
         self.items_in_batch = inputs.get("num_items_in_batch")
         self.routings: dict[int, Routing] = {}
+        self.loss_gradient = LossGradient(self.options.loss_scale)
         self.recomputing = False
+        self._running: list[tuple[nn.Module, Tokens | None]] = []  # models entered, with the tokens outside
+        self._tokens_of_layer: dict[int, Tokens] = {}
         self._memo: dict[tuple[int, str], Any] = {}
         self._seed: int | None = None
 
@@ -112,11 +130,10 @@ class ForwardContext:
         return self._seed
 
     def layer(self, index: int, batch_shape: tuple[int, ...], training: bool) -> LayerContext:
+        """The view of MoE layer ``index``, whose hidden states are ``[*batch_shape, D]``."""
+        if not self.recomputing:
+            self._tokens_of_layer[index] = self.tokens
         return LayerContext(self, index, batch_shape, training)
-
-
-def _as_matrix(value: Any) -> Tensor | None:
-    return value if isinstance(value, Tensor) and value.dim() == 2 else None
 
 
 class LayerContext:
@@ -133,6 +150,7 @@ class LayerContext:
         self.index = index
         self.batch_shape = batch_shape if len(batch_shape) == 2 else (1, int(torch.Size(batch_shape).numel()))
         self.training = training
+        self.tokens = forward._tokens_of_layer.get(index, forward.tokens)
 
     # -- token-level inputs ------------------------------------------------------------------------------
     def _flat(self, matrix: Tensor | None) -> Tensor | None:
@@ -142,16 +160,13 @@ class LayerContext:
             return None
         if matrix.shape[0] == 1 and batch > 1:
             matrix = matrix.expand(batch, -1)
-        return matrix[:, -length:].reshape(-1) if matrix.shape[0] == batch else None
+        return matrix[:, matrix.shape[1] - length :].reshape(-1) if matrix.shape[0] == batch else None
 
     @property
     def mask_T(self) -> Tensor | None:
         """bool ``[T]``, ``True`` for real tokens; ``None`` when every token is real."""
-        for matrix in self.forward.masks:
-            flat = self._flat(matrix)
-            if flat is not None:
-                return flat.bool()
-        return None
+        flat = self._flat(self.tokens.mask)
+        return None if flat is None else flat.bool()
 
     @property
     def token_ids_T(self) -> Tensor:
@@ -160,28 +175,28 @@ class LayerContext:
         Raises:
             ConfigError: the model was not called with ``input_ids`` for these tokens.
         """
-        for matrix in (self.forward.token_ids, self.forward.decoder_token_ids):
-            flat = self._flat(matrix)
-            if flat is not None:
-                return flat
-        raise ConfigError("this router needs token ids: call the model with input_ids (inputs_embeds has none)")
+        flat = self._flat(self.tokens.ids)
+        if flat is None:
+            raise ConfigError("this router needs token ids: call the model with input_ids (inputs_embeds has none)")
+        return flat
 
     @property
     def position_T(self) -> Tensor | None:
         """int64 ``[T]`` positions as given to the model, or ``None``."""
-        return self._flat(self.forward.positions)
+        return self._flat(self.tokens.positions)
 
     @property
     def sequence_T(self) -> Tensor:
         """int64 ``[T]``: a number for each sequence; documents packed in a row (positions restart) differ."""
         batch, length = self.batch_shape
-        device = next((m.device for m in (*self.forward.masks, self.forward.token_ids) if m is not None), None)
+        device = next((m.device for m in (self.tokens.mask, self.tokens.ids) if m is not None), None)
         row_T = torch.arange(batch, device=device).repeat_interleave(length)
         position_T = self.position_T
         if position_T is None or length == 1:
             return row_T
-        start_BL = position_T.view(batch, length) == 0
-        start_BL = torch.cat([torch.ones_like(start_BL[:, :1]), start_BL[:, 1:]], dim=1)
+        position_BL = position_T.view(batch, length)
+        start_BL = torch.ones_like(position_BL, dtype=torch.bool)
+        start_BL[:, 1:] = position_BL[:, 1:] <= position_BL[:, :-1]
         if not bool(start_BL[:, 1:].any()):
             return row_T.to(position_T.device)
         if self.mask_T is not None:  # left padding restarts positions without starting a document
@@ -198,20 +213,20 @@ class LayerContext:
         side = self.forward.options.side
         if name not in side:
             have = ", ".join(sorted(side)) or "none"
-            raise ConfigError(f"this router needs the side input {name!r} (given: {have}); use libmoe.options(side=...)")
+            raise ConfigError(f"no side input {name!r} for this router (given: {have}); use libmoe.options(side=...)")
         value, (batch, length) = side[name], self.batch_shape
-        if value.dim() == 1:
-            return value.repeat_interleave(length)
-        flat = self._flat(value)
+        flat = self._flat(value.unsqueeze(1).expand(-1, length) if value.dim() == 1 else value)
         if flat is None:
-            raise ConfigError(f"side input {name!r} has shape {tuple(value.shape)}; expected ({batch}, {length})")
+            shape = tuple(value.shape)
+            raise ConfigError(f"side input {name!r} has shape {shape}; expected ({batch}, {length}) or ({batch},)")
         return flat
 
     # -- other layers ------------------------------------------------------------------------------------
     @property
     def previous(self) -> Routing | None:
-        """Routing of the nearest earlier MoE layer in this forward, or ``None`` for the first."""
-        earlier = [i for i in self.forward.routings if i < self.index]
+        """Routing of the nearest earlier MoE layer over the same tokens, or ``None`` for the first."""
+        tokens_of = self.forward._tokens_of_layer
+        earlier = [i for i in self.forward.routings if i < self.index and tokens_of.get(i) is self.tokens]
         return self.forward.routings[max(earlier)] if earlier else None
 
     # -- decisions and randomness ------------------------------------------------------------------------
@@ -225,13 +240,16 @@ class LayerContext:
             store[key] = make()
         return store[key]
 
+    def recall(self, name: str) -> Any:
+        """What :meth:`memo` remembers under ``name``, or ``None``."""
+        return self.forward._memo.get((self.index, name))
+
     def generator(self, name: str, device: torch.device) -> torch.Generator:
         """A generator that depends only on this forward's seed, the layer and ``name``.
 
         Recomputation draws the same numbers without storing them.
         """
-        mixed = hash((self.forward.seed(), self.index, *name.encode())) % (2**63)
-        return torch.Generator(device).manual_seed(mixed)
+        return torch.Generator(device).manual_seed(derive_seed(self.forward.seed(), self.index, name))
 
     # -- interventions -----------------------------------------------------------------------------------
     def _interventions(self) -> list[Intervention]:
@@ -265,25 +283,68 @@ def current() -> ForwardContext | None:
     return _CURRENT.get()
 
 
+def current_or_new() -> ForwardContext:
+    """The running context, or a fresh one for a layer that is called by itself.
+
+    Raises:
+        TrainingError: the layer is recomputed in backward without the context of its forward pass.
+    """
+    context = _CURRENT.get()
+    if context is None:
+        if torch._C._current_graph_task_id() != -1:
+            raise TrainingError(
+                "activation checkpointing recomputes an MoE layer without its forward pass; use "
+                "use_reentrant=False and context_fn=libmoe.core.context.checkpoint_contexts"
+            )
+        context = ForwardContext()
+    return context
+
+
 def install(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
     """Make ``model`` open a :class:`ForwardContext` for each of its forwards; returns the hook handles."""
-    opened: list[Token | None] = []
-
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if _CURRENT.get() is None:
-            opened.append(_CURRENT.set(ForwardContext(_named_inputs(module, args, kwargs))))
-        else:
-            opened.append(None)  # a model inside a model: the outer context serves both
-
-    def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        token = opened.pop()
-        if token is not None:
-            _CURRENT.reset(token)
-
+    inner = [m for m in model.modules() if m is not model and hasattr(m, "main_input_name")]
     return [
-        model.register_forward_pre_hook(enter, with_kwargs=True),
-        model.register_forward_hook(leave, with_kwargs=True, always_call=True),
+        handle
+        for module in (model, *inner)
+        for handle in (
+            module.register_forward_pre_hook(_enter, with_kwargs=True),
+            module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
+        )
     ]
+
+
+def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    inputs = _named_inputs(module, args, kwargs)
+    context = _CURRENT.get()
+    if context is None:
+        context = ForwardContext(inputs)
+        context.targets = targets(module, inputs)
+        if torch.is_grad_enabled():
+            # Drawn inside a checkpointed part, the seed would shift the random numbers that follow it there,
+            # and the recomputation, which knows the seed, would see other dropout masks.
+            context.seed()
+        _CURRENT.set(context)
+        context._running.append((module, None))
+    else:
+        # A model inside a model.  One that reads pixels or audio, or attends to the output of another one, has
+        # tokens of its own; any other reads those of the model around it.
+        own = getattr(module, "main_input_name", "input_ids") != "input_ids" or "encoder_hidden_states" in inputs
+        context._running.append((module, context.tokens))
+        context.tokens = Tokens.of(inputs, None if own else context.tokens)
+
+
+def _leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    context = _CURRENT.get()
+    if context is None or all(module is not m for m, _ in context._running):
+        return None  # the forward pass failed before it came to _enter
+    running, outer = context._running.pop()
+    while running is not module:
+        running, outer = context._running.pop()
+    if outer is not None:
+        context.tokens = outer
+        return None
+    _CURRENT.set(None)
+    return None if context.options.totals else note_main_loss(output, context.loss_gradient)
 
 
 def _named_inputs(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -306,10 +367,7 @@ def use(context: ForwardContext) -> Iterator[ForwardContext]:
 
 
 @contextlib.contextmanager
-def _recompute(context: ForwardContext | None) -> Iterator[None]:
-    if context is None:
-        yield
-        return
+def _recompute(context: ForwardContext) -> Iterator[None]:
     before, context.recomputing = context.recomputing, True
     token = _CURRENT.set(context)
     try:
@@ -321,4 +379,4 @@ def _recompute(context: ForwardContext | None) -> Iterator[None]:
 
 def checkpoint_contexts() -> tuple[Any, Any]:
     """``context_fn`` for ``torch.utils.checkpoint``: the recomputation finds the forward's context again."""
-    return contextlib.nullcontext(), _recompute(_CURRENT.get())
+    return contextlib.nullcontext(), _recompute(_CURRENT.get() or ForwardContext())

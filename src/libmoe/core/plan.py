@@ -85,20 +85,27 @@ class Plan:
         return type(self)(**values)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Flat dictionary of tensors that :func:`plan_from_tensors` turns back into an equal plan."""
+        """Flat dictionary of tensors that :func:`plan_from_tensors` turns back into an equal plan.
+
+        The tensors are copies that share no memory, as safetensors wants them.
+        """
+
+        def copy(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone(memory_format=torch.contiguous_format)
+
         out = {"kind": torch.tensor(list(self.kind.encode()), dtype=torch.uint8)}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                out[f.name] = value.detach()
+                out[f.name] = copy(value)
             elif isinstance(value, dict):
-                out |= {f"{f.name}.{k}": v.detach() for k, v in value.items()}
+                out |= {f"{f.name}.{k}": copy(v) for k, v in value.items()}
             elif value is not None:
-                out[f.name] = torch.tensor(int(value))
+                out[f.name] = torch.tensor(value)
         return out
 
 
-@dataclass
+@dataclass(eq=False)
 class SparsePlan(Plan):
     """Assignments ``(token_A[a], expert_A[a])`` mixed with ``weight_A[a]``; the weight carries the gradient.
 
@@ -163,7 +170,7 @@ class SparsePlan(Plan):
         x_RD = x_TD[self.token_A[order_R]] if x_AD is None else x_AD[order_R]
         if self.scale_input:
             x_RD = x_RD * self.weight_A[order_R].unsqueeze(1).to(x_RD.dtype)
-        y_RD = experts.forward_rows(x_RD, self.segments)  # type: ignore[operator]
+        y_RD = experts.forward_rows(x_RD, self.segments)
         return self.combine(y_RD).to(x_TD.dtype)
 
     def combine(self, y_RD: Tensor) -> Tensor:
@@ -175,16 +182,20 @@ class SparsePlan(Plan):
                 y_RD = y_RD * self.weight_A[order_R].unsqueeze(1).to(acc)
             y_TD = y_RD.new_zeros(self.num_tokens, y_RD.shape[1], dtype=acc)
             return y_TD.index_add(0, self.token_A[order_R], y_RD.to(acc))
-        # Rectangular: undo the sort and sum K columns.  A dropped assignment reads the extra zero row.
+        # Rectangular: undo the sort and sum K columns.  A dropped assignment reads the extra zero row, and its
+        # weight is not used, so that nothing of a masked token (not even NaN) gets through.
+        weight_A = self.weight_A
         place_A = torch.full_like(self.expert_A, len(order_R))
         place_A[order_R] = torch.arange(len(order_R), device=order_R.device)
         if self.kept_A is not None:
             y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])
-        y_TKD = y_RD[place_A].view(self.num_tokens, self.k, -1)
+            weight_A = weight_A.masked_fill(~self.kept_A, 0)
+        y_TKD = y_RD[place_A].view(self.num_tokens, self.k, y_RD.shape[1])
         if self.scale_input:
             return y_TKD.to(acc).sum(1)
-        weight_TK = self.weight_A.view(self.num_tokens, self.k).to(acc)
-        return torch.bmm(weight_TK.unsqueeze(1), y_TKD.to(acc)).squeeze(1)
+        weight_TK = weight_A.view(self.num_tokens, self.k).to(acc)
+        with torch.autocast(y_RD.device.type, enabled=False):
+            return torch.bmm(weight_TK.unsqueeze(1), y_TKD.to(acc)).squeeze(1)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
         expert_A = self.expert_A if mask_T is None else self.expert_A[mask_T[self.token_A]]
@@ -196,7 +207,7 @@ class SparsePlan(Plan):
         return torch.bincount(token_A, minlength=self.num_tokens)
 
 
-@dataclass
+@dataclass(eq=False)
 class SoftPlan(Plan):
     """Slots mixed from tokens by ``dispatch_GLS`` and tokens mixed from slots by ``combine_GLS``.
 
@@ -216,23 +227,25 @@ class SoftPlan(Plan):
 
     def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
         groups, length, slots = self.dispatch_GLS.shape
-        x_GLD = x_TD.view(groups, length, -1)
+        x_GLD = x_TD.reshape(groups, length, x_TD.shape[1])
         slot_GSD = torch.einsum("gls,gld->gsd", self.dispatch_GLS.to(x_TD.dtype), x_GLD)
         per_expert = slots // self.num_experts
         # Rows must be sorted by expert across all groups: [G, N, P, D] -> [N, G * P, D].
-        x_RD = slot_GSD.view(groups, self.num_experts, per_expert, -1).transpose(0, 1).reshape(groups * slots, -1)
+        dim = x_TD.shape[1]
+        x_RD = slot_GSD.view(groups, self.num_experts, per_expert, dim).transpose(0, 1).reshape(groups * slots, dim)
         bounds = tuple(range(0, groups * slots + 1, groups * per_expert))
-        y_RD = experts.forward_rows(x_RD, Segments(bounds))  # type: ignore[operator]
-        y_GSD = y_RD.view(self.num_experts, groups, per_expert, -1).transpose(0, 1).reshape(groups, slots, -1)
+        y_RD = experts.forward_rows(x_RD, Segments(bounds))
+        y_GSD = y_RD.view(self.num_experts, groups, per_expert, dim).transpose(0, 1).reshape(groups, slots, dim)
         y_GLD = torch.einsum("gls,gsd->gld", self.combine_GLS.to(y_GSD.dtype), y_GSD)
-        return y_GLD.reshape(groups * length, -1).to(x_TD.dtype)
+        return y_GLD.reshape(groups * length, dim).to(x_TD.dtype)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
-        mass_TN = self.combine_GLS.detach().float().reshape(self.num_tokens, self.num_experts, -1).sum(-1)
+        shape = (self.num_tokens, self.num_experts, self.combine_GLS.shape[2] // self.num_experts)
+        mass_TN = self.combine_GLS.detach().float().reshape(shape).sum(-1)
         return mass_TN.sum(0) if mask_T is None else mass_TN[mask_T].sum(0)
 
 
-@dataclass
+@dataclass(eq=False)
 class MergePlan(Plan):
     """One merged expert per group: parameters averaged with ``gate_GN``; tokens are laid out ``[G, L]``."""
 
@@ -246,15 +259,17 @@ class MergePlan(Plan):
         return self.gate_GN.shape[1]
 
     def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        x_GLD = x_TD.view(self.gate_GN.shape[0], -1, x_TD.shape[1])
-        return experts.forward_merged(x_GLD, self.gate_GN).reshape(x_TD.shape[0], -1)  # type: ignore[operator]
+        groups = self.gate_GN.shape[0]
+        x_GLD = x_TD.reshape(groups, self.num_tokens // max(groups, 1), x_TD.shape[1])
+        y_GLD = experts.forward_merged(x_GLD, self.gate_GN)
+        return y_GLD.reshape(x_TD.shape).to(x_TD.dtype)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
         groups = self.gate_GN.shape[0]
         if mask_T is None:
-            tokens_G = self.gate_GN.new_full((groups,), self.num_tokens / groups)
+            tokens_G = self.gate_GN.new_full((groups,), self.num_tokens / max(groups, 1))
         else:
-            tokens_G = mask_T.view(groups, -1).sum(1).to(self.gate_GN.dtype)
+            tokens_G = mask_T.view(groups, self.num_tokens // max(groups, 1)).sum(1).to(self.gate_GN.dtype)
         return (self.gate_GN.detach() * tokens_G.unsqueeze(1)).sum(0).float()
 
 
@@ -282,11 +297,9 @@ def plan_from_tensors(tensors: dict[str, Tensor]) -> Plan:
     values: dict[str, Any] = {}
     for f in fields(cls):  # type: ignore[arg-type]
         if f.name in tensors:
-            tensor = tensors[f.name]
-            if f.type in ("Tensor", "Tensor | None"):
-                values[f.name] = tensor
-            else:
-                values[f.name] = bool(tensor) if f.type == "bool" else int(tensor)
+            # A field's type is text, or the class itself where annotations are not postponed.
+            is_tensor = "Tensor" in str(f.type)
+            values[f.name] = tensors[f.name] if is_tensor else tensors[f.name].item()
         nested = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f.name + ".")}
         if nested:
             values[f.name] = nested

@@ -63,7 +63,11 @@ class StepStatistics:
         self.losses[layer, name] = (num, den)
 
     def begin_counting(self) -> None:
-        """Start a gradient-free pass over all micro-batches that only counts."""
+        """Start a gradient-free pass over all micro-batches that only counts.
+
+        Routers with noise count what they will choose only if the caller restores torch's random state between
+        this pass and the real one.
+        """
         self.reset()
         self.counting = True
 

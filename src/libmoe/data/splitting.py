@@ -14,41 +14,47 @@ _BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n(?=\S)", r"\n\s*\n", r"\n", r"
 
 
 def split_document(text: str, max_chars: int = 6000) -> list[str]:
-    """Cut ``text`` into pieces of about equal size, at most ``max_chars`` characters where a border allows.
+    """Cut ``text`` into pieces of about equal size, on average at most ``max_chars`` characters.
 
-    Each cut is made at the strongest border found near its ideal place; only white space at a cut is lost.
-    Text without any border (one endless word) is not cut.
+    Each cut is made at the strongest border near its ideal place, so a piece may be up to 1.7 times the
+    average; only white space at a cut is lost.  Text without any border (one endless word) is not cut.
     """
     text = text.strip("\n")
     count = -(-len(text) // max_chars)
     if count <= 1:
-        return [text] if text else []
+        return [text] if text.strip() else []
     cuts, size = [0], len(text) / count
     for i in range(1, count):
-        low, high = max(cuts[-1] + 1, int((i - 0.35) * size)), int((i + 0.35) * size)
+        low, high = int((i - 0.35) * size), int((i + 0.35) * size)
         for border in _BORDERS:
             ends = [m.end() for m in border.finditer(text, low, high)]
             if ends:
                 cuts.append(min(ends, key=lambda end, ideal=i * size: abs(end - ideal)))
                 break
     pieces = (text[a:b].strip("\n").rstrip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True))
-    return [p for p in pieces if p]
+    return [p for p in pieces if p.strip()]
 
 
 def content_hash(text: str) -> str:
-    """SHA-256 of the text's UTF-8 bytes (lone surrogates, which are not text, become '?')."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    """SHA-256 of the text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def split_by_content(documents: Sequence[str], heldout: float) -> dict[str, list[str]]:
-    """Split documents so that each held-out split gets the fraction ``heldout`` of the distinct documents.
+def split_by_content(
+    documents: Sequence[str], heldout: float, missing: Sequence[str] = ("test", "validation")
+) -> dict[str, list[str]]:
+    """Split documents so that each split of ``missing`` gets the fraction ``heldout`` of the distinct ones.
 
-    The documents with the smallest content hashes become the test split and the next ones validation, so the
-    result depends on the documents alone, not on their order or on file names, and identical documents always
-    land in the same split.  Fewer than three distinct documents cannot be split: all stay in ``train``.
+    The documents with the smallest content hashes become the first missing split, the next ones the second;
+    the rest is ``train``.  So the result depends on the documents alone, not on their order or on file names,
+    and identical documents always land in the same split.  With too few distinct documents to give one to
+    every split, all stay in ``train``.
     """
     hashes = [content_hash(d) for d in documents]
     ranked = sorted(set(hashes))
-    size = max(1, round(heldout * len(ranked))) if len(ranked) >= 3 else 0
-    place = {h: "test" if i < size else "validation" if i < 2 * size else "train" for i, h in enumerate(ranked)}
-    return {split: [d for d, h in zip(documents, hashes, strict=True) if place[h] == split] for split in SPLITS}
+    size = max(1, round(heldout * len(ranked))) if len(ranked) > len(missing) else 0
+    place = {h: missing[i // size] for i, h in enumerate(ranked[: size * len(missing)])}
+    return {
+        split: [d for d, h in zip(documents, hashes, strict=True) if place.get(h, "train") == split]
+        for split in ("train", *missing)
+    }

@@ -96,8 +96,9 @@ class FFNExperts(Experts):
         self.activation, self.gated = activation, gated
         self.act = get_activation(activation)
         rows = hidden * (2 if gated else 1)
-        self.w_in = nn.Parameter(torch.randn(num_experts, rows, dim) * (init_std or dim**-0.5))
-        self.w_out = nn.Parameter(torch.randn(num_experts, dim, hidden) * (init_std or hidden**-0.5))
+        std_in, std_out = (dim**-0.5, hidden**-0.5) if init_std is None else (init_std, init_std)
+        self.w_in = nn.Parameter(torch.randn(num_experts, rows, dim) * std_in)
+        self.w_out = nn.Parameter(torch.randn(num_experts, dim, hidden) * std_out)
         self.b_in = nn.Parameter(torch.zeros(num_experts, rows)) if bias else None
         self.b_out = nn.Parameter(torch.zeros(num_experts, dim)) if bias else None
 
@@ -124,10 +125,10 @@ class FFNExperts(Experts):
         return y if b_out is None else y + b_out.unsqueeze(1)
 
     def materialise(self, expert: int) -> FFN:
-        ffn = FFN(self.dim, self.hidden, self.activation, self.gated, self.b_in is not None)
-        with torch.no_grad():
-            for name, param in ffn.named_parameters():
-                param.data = getattr(self, name)[expert].detach().clone()
+        with torch.device("meta"):  # no random numbers drawn, no memory for weights that are replaced
+            ffn = FFN(self.dim, self.hidden, self.activation, self.gated, self.b_in is not None)
+        for name, _ in list(ffn.named_parameters()):
+            setattr(ffn, name, nn.Parameter(getattr(self, name)[expert].detach().clone()))
         return ffn
 
     def load_ffn(self, expert: int, ffn: FFN) -> None:

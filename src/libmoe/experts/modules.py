@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,7 @@ class ModuleExperts(Experts):
         self.experts = nn.ModuleList(experts)
 
     def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
-        bounds = zip(segments.bounds, segments.bounds[1:], strict=False)
+        bounds = pairwise(segments.bounds)
         return torch.cat([expert(x_RD[s:t]) for expert, (s, t) in zip(self.experts, bounds, strict=True)])
 
     def materialise(self, expert: int) -> nn.Module:

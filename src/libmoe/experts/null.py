@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,16 +61,16 @@ class ConstantExperts(Experts):
     def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
         parts = []
         mixes, constants = self.mix.unbind(0), self.constant.unbind(0)
-        for e, (s, t) in enumerate(zip(segments.bounds, segments.bounds[1:], strict=False)):
+        for e, (s, t) in enumerate(pairwise(segments.bounds)):
             a_R2 = F.linear(x_RD[s:t], mixes[e]).softmax(dim=-1)
             parts.append(a_R2[:, :1] * x_RD[s:t] + a_R2[:, 1:] * constants[e])
         return torch.cat(parts)
 
     def materialise(self, expert: int) -> nn.Module:
-        copy = ConstantExperts(1, self.mix.shape[2])
-        with torch.no_grad():
-            copy.mix.copy_(self.mix[expert : expert + 1])
-            copy.constant.copy_(self.constant[expert : expert + 1])
+        with torch.device("meta"):
+            copy = ConstantExperts(1, self.mix.shape[2])
+        copy.mix = nn.Parameter(self.mix[expert : expert + 1].detach().clone())
+        copy.constant = nn.Parameter(self.constant[expert : expert + 1].detach().clone())
         return copy
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.context import ForwardContext, LayerContext, current
+from libmoe.core.context import LayerContext, current_or_new
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router, Routing
 from libmoe.estimators.base import Estimator
@@ -64,12 +64,12 @@ class MoELayer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
-        ctx = (current() or ForwardContext()).layer(self.index, tuple(hidden_states.shape[:-1]), self.training)
+        ctx = current_or_new().layer(self.index, tuple(hidden_states.shape[:-1]), self.training)
         routing = self.route(x_TD, ctx)
         y_TD = self.execute(x_TD, routing)
         if self.training and torch.is_grad_enabled():
             y_TD = self._attach_losses(y_TD, routing, ctx)
-        return y_TD.view(hidden_states.shape)
+        return y_TD.reshape(hidden_states.shape)
 
     def _attach_losses(self, y_TD: Tensor, routing: Routing, ctx: LayerContext) -> Tensor:
         opts = ctx.forward.options
@@ -80,7 +80,7 @@ class MoELayer(nn.Module):
                     opts.statistics.add_loss(self.index, loss.name, numerator, denominator)
                 value = loss.coefficient * numerator / total_units(loss.unit, denominator, ctx)
                 if value.requires_grad:
-                    y_TD = attach(y_TD, value, opts.loss_scale)
+                    y_TD = attach(y_TD, value, ctx.forward.loss_gradient)
         return y_TD
 
     def _observe(self, routing: Routing, ctx: LayerContext) -> None:

@@ -51,27 +51,29 @@ class BalanceLoss(Loss):
         return self.scope in ("rank", "global_batch")
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN = routing.scores_TN
-        if scores_TN is None or not isinstance(routing.plan, SparsePlan):
+        scores_TN, plan = routing.scores_TN, routing.plan
+        if scores_TN is None or not isinstance(plan, SparsePlan):
             raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
         mask_T = ctx.mask_T
         real_T = torch.ones_like(scores_TN[:, 0]) if mask_T is None else mask_T.to(scores_TN.dtype)
-        real_TN = scores_TN * real_T.unsqueeze(1)
+        real_TN = scores_TN if mask_T is None else scores_TN.masked_fill(~mask_T.unsqueeze(1), 0)
         tokens = real_T.sum()
         if self.scope == "sequence":
             sequence_T = ctx.sequence_T.to(scores_TN.device)
             groups = int(sequence_T[-1]) + 1 if len(sequence_T) else 0
             tokens_G = real_T.new_zeros(groups).index_add(0, sequence_T, real_T)
             mass_GN = real_TN.new_zeros(groups, scores_TN.shape[1]).index_add(0, sequence_T, real_TN)
-            share_GN = self._shares_by_group(routing.plan, mask_T, sequence_T, groups).to(scores_TN.dtype)
+            share_GN = self._shares_by_group(plan, mask_T, sequence_T, groups).to(scores_TN.dtype)
             # tokens_G * N * sum_i f_i P_i with P = mass / tokens: the tokens cancel.
             return self._dot(share_GN, mass_GN).sum(), tokens_G.sum()
-        share_N = ctx.memo(f"share/{self.scope}", lambda: self._shares(routing.plan, mask_T, tokens, ctx))
-        return self._dot(share_N.to(scores_TN.dtype), real_TN.sum(0)), tokens
+        share_N = ctx.memo(f"share/{self.scope}", lambda: self._shares(plan, mask_T, tokens, ctx))
+        return self._dot(share_N, real_TN.sum(0)), tokens
 
     def _dot(self, share: Tensor, mass: Tensor) -> Tensor:
         product = share * mass
         if self.weights is not None:
+            if len(self.weights) != product.shape[-1]:
+                raise ConfigError(f"{self.name}: {len(self.weights)} weights given for {product.shape[-1]} experts")
             product = product * product.new_tensor(self.weights)
         return product.shape[-1] * product.sum(-1)
 
@@ -96,4 +98,5 @@ class BalanceLoss(Loss):
                     load = statistics.seen[ctx.index]  # includes this forward: the layer counts before its losses
                 if self.scope == "global_batch":
                     load = load.reduced()
-        return load.count_N / load.count_N.sum().clamp_min(1)
+        count_N = load.count_N.to(tokens.dtype)
+        return count_N / count_N.sum().clamp_min(1)

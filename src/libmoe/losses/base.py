@@ -3,7 +3,8 @@
 A loss maps a routing to ``(numerator, denominator)``; its value over a batch is the sum of numerators over the
 sum of denominators, so it does not depend on how the batch was cut into micro-batches or ranks.  The MoE layer
 attaches ``coefficient * numerator / total`` to its output with an identity in the forward pass: whatever loop
-calls ``backward`` optimises it, and nothing has to be collected.
+calls ``backward`` optimises it, and nothing has to be collected.  A factor that the loop puts on the model's own
+loss before backward applies to attached losses too (:mod:`libmoe.core.main_loss`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from libmoe.core.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
+    from libmoe.core.main_loss import LossGradient
     from libmoe.core.routing import Routing
 
 Scope = Literal["sequence", "micro_batch", "rank", "global_batch"]
@@ -65,18 +67,18 @@ class Loss:
 
 class _Attach(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, loss: Tensor, scale: float) -> Tensor:
-        ctx.scale, ctx.loss_dtype, ctx.device = scale, loss.dtype, loss.device
+    def forward(ctx: Any, y: Tensor, loss: Tensor, gradient: LossGradient) -> Tensor:
+        ctx.gradient, ctx.loss_dtype, ctx.device = gradient, loss.dtype, loss.device
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
-        return grad_y, torch.full((), ctx.scale, dtype=ctx.loss_dtype, device=ctx.device), None
+        return grad_y, torch.as_tensor(ctx.gradient.value, dtype=ctx.loss_dtype, device=ctx.device), None
 
 
-def attach(y: Tensor, loss: Tensor, scale: float = 1.0) -> Tensor:
-    """``y`` unchanged; in backward ``loss`` receives the gradient ``scale``, as if added to the main loss."""
-    return _Attach.apply(y, loss, scale)
+def attach(y: Tensor, loss: Tensor, gradient: LossGradient) -> Tensor:
+    """``y`` unchanged; in backward ``loss`` receives ``gradient``, as if it were part of the main loss."""
+    return _Attach.apply(y, loss, gradient)
 
 
 def total_units(unit: str, local: Tensor, ctx: LayerContext) -> Tensor | float:
@@ -84,14 +86,14 @@ def total_units(unit: str, local: Tensor, ctx: LayerContext) -> Tensor | float:
 
     The training loop announces totals of the whole step (divided by the number of ranks whose gradients are
     averaged).  Under a loop that passes ``num_items_in_batch`` (transformers' Trainer) a micro-batch weighs
-    its own labelled tokens over that number.  Otherwise each forward is a batch of its own.
+    its own share of that number, as in the main loss.  Otherwise each forward is a batch of its own.
     """
     announced = ctx.forward.options.totals.get(unit)
     if announced is not None:
         return max(announced, 1e-9)
-    items, labels = ctx.forward.items_in_batch, ctx.forward.labels
-    if items is not None and labels is not None:
-        share = (labels[:, 1:] != -100).sum() / float(items)  # causal models predict the shifted labels
+    items, targets = ctx.forward.items_in_batch, ctx.forward.targets
+    if items is not None and targets is not None:
+        share = (targets != -100).sum() / items
         return local.clamp_min(1e-9) / share.clamp_min(1e-9)
     return local.clamp_min(1e-9)
 

@@ -25,5 +25,6 @@ class ZLoss(Loss):
             raise ConfigError("z loss needs logits; this router gives none")
         z_T = torch.logsumexp(routing.logits_TN, dim=-1).square()
         mask_T = ctx.mask_T
-        real_T = torch.ones_like(z_T) if mask_T is None else mask_T.to(z_T.dtype)
-        return (z_T * real_T).sum(), real_T.sum()
+        if mask_T is None:
+            return z_T.sum(), z_T.new_tensor(float(len(z_T)))
+        return z_T.masked_fill(~mask_T, 0).sum(), mask_T.sum().to(z_T.dtype)

@@ -44,6 +44,7 @@ class Method:
         expert_hidden: hidden width of an expert; ``None`` takes the dense FFN's width divided by K, so that a
             token's active FFN parameters equal the dense layer's.  Upcycling copies need the dense width.
         shared_hidden: hidden width of an always-on shared expert; 0 for none.
+        shared_gate: scale the shared expert's output by ``sigmoid(w . x)`` (Qwen2-MoE).
         balance, balance_scope: coefficient and scope of the load-balancing loss.
         z_loss: coefficient of the router z-loss.
         estimator: gradient estimator, ``none`` or ``straight-through``.
@@ -53,6 +54,7 @@ class Method:
     top_k: int = 2
     expert_hidden: int | None = None
     shared_hidden: int = 0
+    shared_gate: bool = False
     balance: float = 0.01
     balance_scope: Scope = "sequence"
     z_loss: float = 0.0
@@ -74,11 +76,11 @@ class Method:
         )
 
     def build_shared(self, site: Site) -> SharedExpert | None:
-        if not self.shared_hidden:
+        width = self.shared_width(site)
+        if not width:
             return None
-        return SharedExpert(
-            FFN(site.dim, self.shared_hidden, site.activation, site.gated, site.bias, site.init_std)
-        )
+        ffn = FFN(site.dim, width, site.activation, site.gated, site.bias, site.init_std)
+        return SharedExpert(ffn, self.shared_gate)
 
     def build_losses(self, site: Site) -> Sequence[Loss]:
         return [BalanceLoss(self.balance, self.balance_scope), ZLoss(self.z_loss)]
@@ -96,6 +98,10 @@ class Method:
     # -- composition -------------------------------------------------------------------------------------
     def hidden(self, site: Site) -> int:
         return self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.top_k)
+
+    def shared_width(self, site: Site) -> int:
+        """Hidden width of the shared expert; 0 for none."""
+        return self.shared_hidden
 
     def build_layer(self, site: Site) -> nn.Module:
         """The module that takes the FFN's place; each part draws its initial weights from a seed of its own."""

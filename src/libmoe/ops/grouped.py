@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from libmoe.core.errors import ConfigError, unknown
 
 
 def _reference(x_RI: Tensor, weight_NOI: Tensor, bounds: tuple[int, ...]) -> Tensor:
-    parts = [F.linear(x_RI[s:t], weight_NOI[e]) for e, (s, t) in enumerate(zip(bounds, bounds[1:], strict=False))]
+    parts = [F.linear(x_RI[s:t], weight_NOI[e]) for e, (s, t) in enumerate(pairwise(bounds))]
     return torch.cat(parts) if parts else x_RI.new_zeros(0, weight_NOI.shape[1])
 
 
@@ -30,7 +31,7 @@ class _Loop(torch.autograd.Function):
         ctx.save_for_backward(x_RI, weight_NOI)
         ctx.bounds = bounds
         y_RO = x_RI.new_empty(x_RI.shape[0], weight_NOI.shape[1])
-        for e, (s, t) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for e, (s, t) in enumerate(pairwise(bounds)):
             if t > s:
                 torch.mm(x_RI[s:t], weight_NOI[e].t(), out=y_RO[s:t])
         return y_RO
@@ -42,7 +43,7 @@ class _Loop(torch.autograd.Function):
         need_x, need_w, _ = ctx.needs_input_grad
         grad_x = torch.empty_like(x_RI) if need_x else None
         grad_w = torch.empty_like(weight_NOI) if need_w else None
-        for e, (s, t) in enumerate(zip(ctx.bounds, ctx.bounds[1:], strict=False)):
+        for e, (s, t) in enumerate(pairwise(ctx.bounds)):
             if t > s:
                 if grad_x is not None:
                     torch.mm(grad_RO[s:t], weight_NOI[e], out=grad_x[s:t])
@@ -80,10 +81,15 @@ def grouped_linear(
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
+    device = x_RI.device.type
+    if torch.is_autocast_enabled(device) and x_RI.dtype != torch.float64:  # what autocast does for F.linear
+        dtype = torch.get_autocast_dtype(device)
+        x_RI, weight_NOI = x_RI.to(dtype), weight_NOI.to(dtype)
+        bias_NO = None if bias_NO is None else bias_NO.to(dtype)
     if len(bounds) != weight_NOI.shape[0] + 1 or bounds[0] != 0 or bounds[-1] != x_RI.shape[0]:
         raise ConfigError(f"segment bounds {bounds} do not cut {x_RI.shape[0]} rows for {weight_NOI.shape[0]} experts")
     y_RO = BACKENDS[backend](x_RI, weight_NOI, bounds)
     if bias_NO is not None:
-        counts = torch.tensor([t - s for s, t in zip(bounds, bounds[1:], strict=False)], device=x_RI.device)
+        counts = torch.tensor([t - s for s, t in pairwise(bounds)], device=x_RI.device)
         y_RO = y_RO + bias_NO.repeat_interleave(counts, dim=0)
     return y_RO

@@ -29,7 +29,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Serialise ``value``; numbers that JSON lacks (NaN, infinity) become ``null``."""
     separators = (",", ":") if indent is None else None
-    return json.dumps(_finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        _finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
+    )
 
 
 def _finite(value: Any) -> Any:

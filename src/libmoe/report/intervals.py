@@ -204,13 +204,19 @@ def _paired_units(
                     "evaluate both on the same text"
                 )
     share = [1.0 / size.sum() if equal_domains and not by_domain else 1.0 for size in size_by_domain]
-    gain_SU = np.stack([
-        np.concatenate([
-            (ours - theirs)[:, 0] * weight
-            for ours, theirs, weight in zip(tables[method, s], tables[baseline, s], share, strict=True)
-        ])
-        for s in seeds
-    ])
+    gain_SU = np.stack(
+        [
+            np.concatenate(
+                [
+                    (ours - theirs)[:, 0] * weight
+                    for ours, theirs, weight in zip(
+                        tables[method, s], tables[baseline, s], share, strict=True
+                    )
+                ]
+            )
+            for s in seeds
+        ]
+    )
     size_U = np.concatenate([size * weight for size, weight in zip(size_by_domain, share, strict=True)])
     # Domains stand for those one might have chosen, so they form one stratum; windows stay in their domain's.
     strata = [0 if by_domain else place for place in range(len(domains))]

@@ -169,9 +169,13 @@ def _numbers(value: Any, where: str) -> dict[str, float]:
 def _run(folder: Path, row: Row, notes: list[str]) -> Run:
     name = f"{row.method}-s{row.seed}"
     if Path(name).name != name:
-        notes.append(f"The name {row.method!r} cannot be a folder's name, so the files of its runs were not read.")
+        notes.append(
+            f"The name {row.method!r} cannot be a folder's name, so the files of its runs were not read."
+        )
         return Run([], {})
-    return Run(_metrics(folder / name / "metrics.jsonl", notes), _evaluation(folder / name / "eval.json", notes))
+    return Run(
+        _metrics(folder / name / "metrics.jsonl", notes), _evaluation(folder / name / "eval.json", notes)
+    )
 
 
 def _metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MISSING = "–"
+WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 _STEPS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -16,6 +17,14 @@ def si(value: float | None, unit: str = "") -> str:
             return f"{digits} {prefix}{unit}" if unit else digits + prefix
     digits = f"{value:.0f}" if float(value).is_integer() else _significant(value)
     return f"{digits} {unit}" if unit else digits
+
+
+def tick_si(value: float) -> str:
+    """Format a round number for an axis: ``"1.5M"``, ``"20k"``."""
+    for size, prefix in _STEPS:
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.4g}{prefix}"
+    return f"{value:.4g}"
 
 
 def binary_bytes(value: float | None) -> str:
@@ -62,8 +71,9 @@ def minus(text: str) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """Format ``"one seed"``, ``"2 seeds"``."""
-    return f"one {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+    """Format ``"one seed"``, ``"seven methods"``, ``"31 methods"``."""
+    amount = WORDS[number] if 0 <= number < len(WORDS) else str(number)
+    return f"{amount} {noun if number == 1 else plural or noun + 's'}"
 
 
 def listing(names: list[str], most: int = 12) -> str:

@@ -37,5 +37,8 @@ class LinearGate(nn.Module):
         """``logits_TN``, at least float32 (float64 inputs stay float64)."""
         dtype = x_TD.dtype if self.precision == "input" else torch.promote_types(x_TD.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
-        logits_TN = F.linear(x_TD.to(dtype), self.weight.to(dtype), bias)
+        # Autocast would compute in half precision whatever the dtype of the arguments.
+        keep = self.precision == "input" and torch.is_autocast_enabled(x_TD.device.type)
+        with torch.autocast(x_TD.device.type, enabled=keep):
+            logits_TN = F.linear(x_TD.to(dtype), self.weight.to(dtype), bias)
         return logits_TN.to(torch.promote_types(dtype, torch.float32))

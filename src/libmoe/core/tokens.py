@@ -1,0 +1,46 @@
+"""Which tokens a model is working on: ids, padding mask and positions as its caller gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def as_matrix(value: Any) -> Tensor | None:
+    """``value`` if it is a tensor with two dimensions."""
+    return value if isinstance(value, Tensor) and value.dim() == 2 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Inputs about the tokens of one (sub)model, each ``[B, >= L]`` or ``None``."""
+
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], outer: Tokens | None = None) -> Tokens:
+        """From a model's named arguments; what is missing there is taken from the model around it."""
+        names = {"ids": "input_ids", "mask": "attention_mask", "positions": "position_ids"}
+        found = {field_name: as_matrix(inputs.get(argument)) for field_name, argument in names.items()}
+        if outer is not None:
+            found = {name: getattr(outer, name) if value is None else value for name, value in found.items()}
+        return cls(**found)
+
+
+def targets(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+    """What the model's own loss predicts, ``[B, <= L]`` with -100 for nothing; ``None`` without labels.
+
+    Causal models predict the next token, so that the first label of a row is nobody's target.
+    """
+    shifted = as_matrix(inputs.get("shift_labels"))
+    labels = as_matrix(inputs.get("labels"))
+    if shifted is not None or labels is None:
+        return shifted
+    config = getattr(module, "config", None)
+    aligned = getattr(config, "is_encoder_decoder", False) or "MaskedLM" in type(module).__name__
+    return labels if aligned else labels[:, 1:]

@@ -1,0 +1,56 @@
+"""Five zero-shot multiple-choice tasks from the embedded test split, for lm-evaluation-harness.
+
+They are ordinary task files over local data, so the harness runs them on any model without a network::
+
+    manager = lm_eval.tasks.TaskManager(include_path=str(task_dir()))
+    lm_eval.simple_evaluate(model, tasks=["libmoe_embedded"], task_manager=manager)
+
+Each item has four choices and the right one is in each place equally often, so chance is 0.25:
+
+* ``moe_continue``: how a passage goes on; the wrong continuations come from other works of the same domain.
+* ``moe_domain``: the same, but the wrong continuations come from three other domains (an easy task).
+* ``moe_cloze``: the last word of a sentence; the wrong words end other sentences of the same domain.
+* ``moe_order``: the rest of a sentence as written, against three other orders of the same words.
+* ``moe_definition``: what a word means; the wrong definitions belong to other words.
+
+The texts come from the test split only, which shares no window of 120 characters with the training split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from libmoe.data.files import cache_dir, write_atomically
+
+TASKS = ("moe_continue", "moe_domain", "moe_cloze", "moe_order", "moe_definition")
+GROUP = "libmoe_embedded"
+
+
+def task_dir(folder: str | Path | None = None) -> Path:
+    """Return a folder of task files with absolute paths, for the harness's ``include_path``.
+
+    The harness looks data files up from the working directory, so the installed task files are copied, with
+    their paths made absolute, into ``folder`` (default: the cache folder).  The copy is named by its content
+    and written only once.
+    """
+    shipped = {item.name: item.read_bytes() for item in files(__name__).iterdir() if _is_task_file(item.name)}
+    key = hashlib.sha256(b"".join(name.encode() + data for name, data in sorted(shipped.items()))).hexdigest()
+    target = (Path(folder) if folder is not None else cache_dir() / "tasks").absolute() / key[:16]
+    for name, data in shipped.items():
+        if name.endswith(".yaml"):
+            for task in TASKS:
+                data = data.replace(b"test: %s.jsonl" % task.encode(), b"test: " + _quoted(target / f"{task}.jsonl"))
+        if not (target / name).exists() or (target / name).read_bytes() != data:
+            write_atomically(target / name, data)
+    return target
+
+
+def _is_task_file(name: str) -> bool:
+    return name.endswith((".yaml", ".jsonl", "_template"))
+
+
+def _quoted(path: Path) -> bytes:
+    return json.dumps(str(path)).encode()  # a JSON string is a YAML string

@@ -1,0 +1,136 @@
+"""Make the items of the embedded multiple-choice tasks from held-out documents.
+
+Everything is a pure function of the documents: random choices come from keyed permutations.  An item is
+``{"context", "choices", "gold", "domain"}``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from libmoe.data.order import permutation
+
+Item = dict[str, Any]
+Works = Mapping[str, Sequence[str]]  # work -> its documents
+CountTokens = Callable[[str], int]
+
+CONTEXT_TOKENS = 60
+CHOICE_TOKENS = 24
+_PROSE = ("speech", "novel", "bible", "legal", "techdoc")
+_SENTENCE = re.compile(r"[A-Z][^.!?:;\"“”()\[\]{}<>|=_*]{60,400}[.!?](?=\s|$)")
+
+
+def make_items(documents: Mapping[str, Works], count: CountTokens, size: int = 200) -> dict[str, list[Item]]:
+    """Build all tasks, ``size`` items each at most.
+
+    Args:
+        documents: domain -> work -> documents, of the test split.
+        count: counts the tokens of a string; contexts have at most 60 and choices at most 24.
+    """
+    prose = {d: documents[d] for d in _PROSE}
+    makers = {
+        "moe_continue": _interleave([_continuations(prose, d, count, other_domains=False) for d in prose]),
+        "moe_domain": _interleave([_continuations(prose, d, count, other_domains=True) for d in prose]),
+        "moe_cloze": _interleave([_cloze(d, works, count) for d, works in prose.items()]),
+        "moe_order": _interleave([_orders(d, works, count) for d, works in prose.items()]),
+        "moe_definition": _definitions(documents["dictionary"], count),
+    }
+    return {name: _balance(name, items, size) for name, items in makers.items()}
+
+
+def _interleave(sources: Sequence[Iterator[Item]]) -> Iterator[Item]:
+    """Take one item from each source in turn until the first is exhausted, so that domains stay balanced."""
+    for group in zip(*sources, strict=False):
+        yield from group
+
+
+def _balance(name: str, items: Iterator[Item], size: int) -> list[Item]:
+    """Put the right answer (so far the first) in each of the four places equally often."""
+    taken = [item for item, _ in zip(items, range(size), strict=False)]
+    gold = [int(i) % 4 for i in permutation(len(taken), "gold", name)]
+    for item, place in zip(taken, gold, strict=True):
+        right, *wrong = item["choices"]
+        item["choices"] = [*wrong[:place], right, *wrong[place:]]
+        item["gold"] = place
+    return taken
+
+
+def _sentences(works: Works) -> list[tuple[str, str]]:
+    """All plain sentences as (work, sentence), in a fixed random order."""
+    found = [
+        (work, " ".join(match[0].split()))
+        for work, documents in works.items()
+        for text in documents
+        for match in _SENTENCE.finditer(text)
+    ]
+    found = list(dict.fromkeys(found))
+    return [found[i] for i in permutation(len(found), "sentences", *works)]
+
+
+def _cut(sentence: str, count: CountTokens, words: int = 10) -> tuple[str, str] | None:
+    """Cut a sentence before its last ``words`` words; ``None`` unless both parts have a fitting size."""
+    parts = sentence.split()
+    context, rest = " ".join(parts[:-words]), " ".join(parts[-words:])
+    fits = len(parts) >= words + 8 and count(context) <= CONTEXT_TOKENS and count(" " + rest) <= CHOICE_TOKENS
+    return (context, rest) if fits else None
+
+
+def _continuations(
+    domains: Mapping[str, Works], domain: str, count: CountTokens, *, other_domains: bool
+) -> Iterator[Item]:
+    cuts = {d: [(w, c) for w, s in _sentences(works) if (c := _cut(s, count))] for d, works in domains.items()}
+    for i, (work, (context, right)) in enumerate(cuts[domain]):
+        if other_domains:
+            others = [d for d in domains if d != domain]
+            chosen = [others[j] for j in permutation(len(others), "others", domain, i)[:3]]
+            wrong = [cuts[d][i % len(cuts[d])][1][1] for d in chosen]
+        else:
+            pool = [rest for w, (_, rest) in cuts[domain] if w != work]
+            wrong = [pool[j] for j in permutation(len(pool), "pool", domain, i)[:3]]
+        if len({right, *wrong}) == 4:
+            yield {"context": context, "choices": [right, *wrong], "domain": domain}
+
+
+def _cloze(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
+    ends = []
+    for _, sentence in _sentences(works):
+        context, _, word = sentence.rpartition(" ")
+        if re.fullmatch(r"[a-z]{4,}[.!?]", word) and 12 <= count(context) <= CONTEXT_TOKENS:
+            ends.append((context, word[:-1] + "."))
+    words = list(dict.fromkeys(word for _, word in ends))
+    for i, (context, right) in enumerate(ends):
+        wrong = [w for w in (words[j] for j in permutation(len(words), "words", domain, i)) if w != right]
+        yield {"context": context, "choices": [right, *wrong[:3]], "domain": domain}
+
+
+def _orders(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
+    for i, (_, sentence) in enumerate(_sentences(works)):
+        cut = _cut(sentence, count)
+        if cut is None:
+            continue
+        context, right = cut
+        words = right.split()
+        inner, last = words[:-1], words[-1]  # the last word keeps its place and its full stop
+        wrong = [" ".join([*(inner[j] for j in permutation(len(inner), "order", domain, i, k)), last]) for k in range(3)]
+        if len({right, *wrong}) == 4:
+            yield {"context": context, "choices": [right, *wrong], "domain": domain}
+
+
+def _definitions(works: Works, count: CountTokens) -> Iterator[Item]:
+    entries = []
+    for documents in works.values():
+        for line in (line for text in documents for line in text.split("\n")):
+            names, _, gloss = line.partition(": ")
+            gloss = gloss.split(";")[0].strip()
+            known = set(re.findall(r"[a-z]{4,}", names.lower()))
+            if known and not known & set(re.findall(r"[a-z]{4,}", gloss.lower())) and 5 <= count(" " + gloss) <= CHOICE_TOKENS:
+                entries.append((names, gloss))
+    glosses = list(dict.fromkeys(gloss for _, gloss in entries))
+    for i in permutation(len(entries), "entries"):
+        names, right = entries[i]
+        same_size = [g for g in glosses if g != right and abs(count(g) - count(right)) <= 3]
+        wrong = [same_size[j] for j in permutation(len(same_size), "glosses", names)[:3]]
+        if len(wrong) == 3 and count(names) <= CONTEXT_TOKENS:
+            yield {"context": f"{names}:", "choices": [right, *wrong], "domain": "dictionary"}

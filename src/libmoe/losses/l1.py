@@ -1,0 +1,57 @@
+"""L1 penalty on gates, weighted by load: makes and keeps ReLU routing sparse and balanced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from libmoe.core.errors import ConfigError
+from libmoe.core.plan import SparsePlan
+from libmoe.losses.base import Loss, Scope
+from libmoe.losses.frequency import frequencies
+
+if TYPE_CHECKING:
+    from libmoe.core.context import LayerContext
+    from libmoe.core.routing import Routing
+
+
+class L1Loss(Loss):
+    """``L = sum_e f_e mean_t R_te`` with ``f_e = N / (k T) sum_t 1[R_te > 0]`` (ReMoE, arXiv 2412.14711 §3.4).
+
+    R are the gates in ``routing.scores_TN``, which must not be negative.  f carries no gradient; its mean over
+    experts is 1 when tokens use k experts on average.  Unlike a balance loss this one has no lower bound above
+    0, so a fixed coefficient would switch every expert off: let
+    :class:`~libmoe.controllers.l1.L1Controller` move ``coefficient``.
+
+    Args:
+        coefficient: lambda; a plain attribute that may change between steps.
+        scope: tokens over which f is counted.
+        target_k: k, the average number of experts per token aimed at.
+        load_weighted: ``False`` takes f = 1, the plain L1 norm.
+    """
+
+    name = "l1"
+
+    def __init__(
+        self, coefficient: float, scope: Scope = "sequence", *, target_k: float, load_weighted: bool = True
+    ) -> None:
+        super().__init__(coefficient, scope)
+        self.target_k, self.load_weighted = target_k, load_weighted
+
+    @property
+    def needs_step_counts(self) -> bool:
+        return self.load_weighted and self.scope in ("rank", "global_batch")
+
+    def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
+        gates_TN = routing.scores_TN
+        if gates_TN is None or not isinstance(routing.plan, SparsePlan):
+            raise ConfigError("l1 loss needs a sparse plan and gates as scores; use it with a ReLU router")
+        penalty_TN = gates_TN
+        if self.load_weighted:
+            scale = routing.plan.num_experts / self.target_k
+            penalty_TN = gates_TN * (scale * frequencies(routing.plan, self.scope, ctx)).to(gates_TN.dtype)
+        mask_T = ctx.mask_T
+        if mask_T is None:
+            return penalty_TN.sum(), penalty_TN.new_tensor(float(len(penalty_TN)))
+        return penalty_TN.masked_fill(~mask_T.unsqueeze(1), 0).sum(), mask_T.sum().to(penalty_TN.dtype)

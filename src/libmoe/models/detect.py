@@ -1,0 +1,216 @@
+"""Finding the feed-forward networks of a model, and putting another module in their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import Parameter, signature
+
+import torch
+from torch import Tensor, nn
+
+from libmoe.core.errors import ConfigError
+from libmoe.core.site import Site
+from libmoe.experts import FFN
+from libmoe.layers import moe_layers
+from libmoe.models.forms import ACTIVATION_NAMES, FORMS, Form, activation_name, child, sizes, weight_OI
+
+
+@dataclass(frozen=True)
+class FoundFFN:
+    """One FFN of a model: its shape, its weights, and how to replace it.
+
+    Attributes:
+        model: the model it was found in.
+        path: module that owns the FFN's linears; it may own more than them (Whisper's layers, BERT's).
+        form: names of the linears.
+        activation: name of the activation.
+    """
+
+    model: nn.Module
+    path: str
+    form: Form
+    activation: str
+
+    @cached_property
+    def host(self) -> nn.Module:
+        return self.model.get_submodule(self.path)
+
+    @cached_property
+    def linears(self) -> list[nn.Module]:
+        found = self.form.linears(self.host)
+        assert found is not None
+        return found
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the FFN is all that its host module computes, so that the host itself can be replaced."""
+        parts = {*self.form.inputs, self.form.output, *self.form.hidden_dropouts, *ACTIVATION_NAMES}
+        functional = {name for name, value in vars(self.host).items() if "dropout" in name and isinstance(value, float)}
+        if not {name for name, _ in self.host.named_children()} | functional <= parts:
+            return False
+        needed = [
+            p
+            for p in signature(self.host.forward).parameters.values()
+            if p.default is Parameter.empty and p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        return len(needed) == 1
+
+    @property
+    def layer_path(self) -> str:
+        """Where the replacement sits: at the host, or at its first linear."""
+        return self.path if self.is_whole else f"{self.path}.{self.form.inputs[0]}"
+
+    @property
+    def stack(self) -> str:
+        """Path of the list of blocks the FFN belongs to, such as ``model.layers`` or ``encoder.layer``."""
+        parts = self.path.split(".")
+        return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit())])
+
+    @property
+    def hidden_dropout(self) -> float:
+        """Probability of dropping hidden units in the dense FFN; a replacement does not inherit it."""
+        found = (child(self.host, name) for name in self.form.hidden_dropouts)
+        return max((float(getattr(d, "p", d)) for d in found if d is not None), default=0.0)
+
+    @property
+    def dim(self) -> int:
+        return sizes(self.linears[-1])[1]
+
+    @property
+    def hidden(self) -> int:
+        return sizes(self.linears[-1])[0]
+
+    @property
+    def bias(self) -> bool:
+        return any(linear.bias is not None for linear in self.linears)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.linears[-1].weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.linears[-1].weight.device
+
+    def site(self, index: int = 0, count: int = 1, seed: int | None = None) -> Site:
+        """The facts a method builds from."""
+        return Site(
+            dim=self.dim,
+            hidden=self.hidden,
+            activation=self.activation,
+            gated=self.form.gated,
+            bias=self.bias,
+            index=index,
+            count=count,
+            path=self.path,
+            init_std=_init_std(self.model),
+            seed=seed,
+        )
+
+    def read(self) -> FFN:
+        """Our FFN with this one's weights (a copy, on the same device and in the same dtype)."""
+        with torch.device("meta"):
+            ffn = FFN(self.dim, self.hidden, self.activation, self.form.gated, self.bias)
+        *ins, out = self.linears
+        ffn.w_in = nn.Parameter(torch.cat([weight_OI(linear) for linear in ins]).detach().clone())
+        ffn.w_out = nn.Parameter(weight_OI(out).detach().clone(memory_format=torch.contiguous_format))
+        if self.bias:
+            ffn.b_in = nn.Parameter(torch.cat([_bias(linear) for linear in ins]).detach().clone())
+            ffn.b_out = nn.Parameter(_bias(out).detach().clone())
+        return ffn
+
+    @torch.no_grad()
+    def dense(self, x_TD: Tensor) -> Tensor:
+        """What the model's own FFN computes for ``x_TD [T, D]`` without dropout."""
+        if self.is_whole:
+            training = self.host.training
+            try:
+                return self.host.eval()(x_TD)
+            finally:
+                self.host.train(training)
+        first, out = self.linears
+        return out(child(self.host, self._activation_path)(first(x_TD)))
+
+    @property
+    def _activation_path(self) -> str:
+        return next(name for name in ACTIVATION_NAMES if child(self.host, name) is not None)
+
+    def place(self, layer: nn.Module) -> None:
+        """Put ``layer`` in the FFN's place; residuals, norms and dropout around the FFN stay as they are."""
+        _set(self.model, self.layer_path, layer)
+        if self.is_whole:
+            return
+        _set(self.host, self._activation_path, nn.Identity())
+        _set(self.host, self.form.output, nn.Identity())
+        for name in self.form.hidden_dropouts:
+            dropout = child(self.host, name)
+            if dropout is not None:
+                _set(self.host, name, nn.Identity() if isinstance(dropout, nn.Module) else 0.0)
+
+
+def find_ffns(model: nn.Module) -> list[FoundFFN]:
+    """All FFNs in the blocks of ``model``, in order of execution (an encoder before its decoder).
+
+    A block is a member of a numbered list of modules, so heads and connectors are left alone.
+
+    Raises:
+        ConfigError: the model has experts already, holds no FFN of a known form, or one with an activation that
+            is not among ours.
+    """
+    _refuse_experts(model)
+    found = []
+    for path, module in model.named_modules():
+        form = next((form for form in FORMS if form.linears(module) is not None), None)
+        if form is not None and any(part.isdigit() for part in path.split(".")):
+            found.append(FoundFFN(model, path, form, _activation(path, module, form)))
+            _refuse_inner_parts(found[-1])
+    if not found:
+        known = ", ".join("/".join((*form.inputs, form.output)) for form in FORMS)
+        raise ConfigError(f"no feed-forward network found in {type(model).__name__}; known forms: {known}")
+    return sorted(found, key=lambda ffn: "decoder" in ffn.stack.split("."))
+
+
+def _refuse_inner_parts(ffn: FoundFFN) -> None:
+    """A norm between activation and output belongs to the FFN, and none of our experts has one."""
+    for name, module in ffn.host.named_children():
+        weight = getattr(module, "weight", None)
+        inner = isinstance(weight, Tensor) and weight.shape == (ffn.hidden,) and ffn.hidden != ffn.dim
+        if inner or (ffn.form.gated and not ffn.is_whole):
+            raise ConfigError(f"{ffn.path}.{name} is part of a feed-forward network that experts cannot express")
+
+
+def _activation(path: str, host: nn.Module, form: Form) -> str:
+    functions = (child(host, name) for name in ACTIVATION_NAMES)
+    function = next((f for f in functions if f is not None), None)
+    if function is None and form.gated:
+        return "silu"  # written into forward, as LFM2 does; checked against the module before it is replaced
+    name = activation_name(function) if function is not None else None
+    if name is None:
+        raise ConfigError(f"the activation of {path} ({function}) is none of ours; add it to libmoe.ops.activations")
+    return name
+
+
+def _refuse_experts(model: nn.Module) -> None:
+    ours = next(iter(moe_layers(model)), None)
+    if ours is not None:
+        raise ConfigError(f"{ours[0]} is an MoE layer already; moeify needs a dense model")
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "experts":
+            raise ConfigError(
+                f"{path} ({type(module).__name__}) has experts already; bring a standard MoE model in with import_()"
+            )
+
+
+def _init_std(model: nn.Module) -> float:
+    config = getattr(model, "config", None)
+    return float(getattr(config, "initializer_range", None) or getattr(config, "init_std", None) or 0.02)
+
+
+def _bias(linear: nn.Module) -> Tensor:
+    return linear.bias if linear.bias is not None else linear.weight.new_zeros(sizes(linear)[1])
+
+
+def _set(root: nn.Module, path: str, value: object) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, value)

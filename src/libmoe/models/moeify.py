@@ -1,0 +1,130 @@
+"""Turning a dense transformers model into a Mixture-of-Experts model, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from libmoe.core.config import to_dict
+from libmoe.core.context import ForwardContext, use
+from libmoe.core.errors import ConfigError
+from libmoe.methods import Method, create
+from libmoe.models.detect import FoundFFN, find_ffns
+from libmoe.models.receipt import Receipt, count_parameters
+from libmoe.models.record import Init, Moeified, PlacedSite, attach, build_layer, match_tensors, registered_name
+from libmoe.models.upcycle import copy_into_experts
+from libmoe.models.where import Where, select
+
+PROBE_TOKENS = 8
+
+
+def moeify(
+    model: nn.Module,
+    method: str | Method,
+    *,
+    options: Mapping[str, Any] | None = None,
+    where: Where = "all",
+    init: Init = "scratch",
+    seed: int | None = None,
+) -> nn.Module:
+    """Replace feed-forward networks of ``model`` by MoE layers, in place; returns the same model.
+
+    Device and dtype stay; residual connections, norms and dropout around the FFNs stay.  ``model.libmoe`` tells
+    what was done, ``model.config.libmoe`` the same as JSON.
+
+    Args:
+        model: a dense transformers model (any whose FFNs have a known form).
+        method: name of a method, or a :class:`~libmoe.methods.Method`.
+        options: options of the method, when given by name.
+        where: which FFNs (:func:`libmoe.models.where.select`).
+        init: ``scratch`` draws the experts' weights; ``copy`` makes every expert a copy of the dense FFN
+            (sparse upcycling, arXiv 2212.05055), experts then having the dense width.
+        seed: base seed of initial weights: equal for equal names and shapes, whatever the method.
+
+    Raises:
+        ConfigError: unknown method, option or place; a model without FFNs or with experts already; experts that
+            cannot be copies of the dense FFN.
+    """
+    method = _resolve(method, options)
+    if init not in ("scratch", "copy"):
+        raise ConfigError(f"init={init!r} is unknown; choose 'scratch' or 'copy'")
+    name = registered_name(method)
+    chosen = select(find_ffns(model), where)
+    receipt = Receipt(
+        operation="moeify",
+        params_before=count_parameters(model),
+        params_after=0,
+        checks={
+            "ffn_reading_error": max((_check_reading(ffn) for ffn in chosen), default=0.0),
+            "hidden_dropout_removed": max(ffn.hidden_dropout for ffn in chosen),
+        },
+    )
+    sites, differences = [], []
+    for index, ffn in enumerate(chosen):
+        site = ffn.site(index, len(chosen), seed)
+        layer = build_layer(method, site, init)
+        if layer is None:  # the method leaves the dense FFN as it is
+            continue
+        match_tensors(layer, ffn.device, ffn.dtype)
+        if init == "copy":
+            copy_into_experts(layer, ffn.read(), ffn.path)
+            differences.append(_difference(layer, ffn))
+        sites.append(PlacedSite(ffn.path, ffn.layer_path, site))
+        ffn.place(layer)
+    if differences and None not in differences:
+        receipt.max_abs_difference = max(d for d in differences if d is not None)
+    receipt.params_after = count_parameters(model)
+    receipt.checks["replaced"] = len(sites)
+    attach(model, Moeified(name, to_dict(method), where, init, sites, method, receipt, seed))
+    return model
+
+
+def _resolve(method: str | Method, options: Mapping[str, Any] | None) -> Method:
+    if isinstance(method, str):
+        return create(method, options)
+    if options:
+        raise ConfigError("options belong to a method given by name; this one is built already")
+    return method
+
+
+def _probe(ffn: FoundFFN) -> Tensor:
+    x_TD = torch.randn(PROBE_TOKENS, ffn.dim, generator=torch.Generator().manual_seed(0))
+    return x_TD.to(ffn.device, ffn.dtype)
+
+
+@torch.no_grad()
+def _check_reading(ffn: FoundFFN) -> float:
+    """Largest difference between the model's FFN and our reading of it; 0 without real weights.
+
+    Raises:
+        ConfigError: they differ by more than rounding: the module does more than its form says.
+    """
+    if ffn.device.type == "meta":
+        return 0.0
+    x_TD = _probe(ffn)
+    ours, theirs = ffn.read()(x_TD), ffn.dense(x_TD)
+    difference = float((ours - theirs).abs().max())
+    if not difference <= 64 * torch.finfo(ffn.dtype).eps * max(1.0, float(theirs.abs().max())):
+        raise ConfigError(
+            f"{ffn.path} ({type(ffn.host).__name__}) computes something else than "
+            f"{'/'.join((*ffn.form.inputs, ffn.form.output))} with {ffn.activation}; leave it out with where="
+        )
+    return difference
+
+
+@torch.no_grad()
+def _difference(layer: nn.Module, ffn: FoundFFN) -> float | None:
+    """Largest difference between the new layer and the dense FFN; ``None`` when it needs inputs of its own."""
+    training = layer.training
+    ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=ffn.device)
+    try:
+        with use(ForwardContext({"input_ids": ids})):
+            y_TD = layer.eval()(_probe(ffn).unsqueeze(0))[0]
+    except ConfigError:
+        return None
+    finally:
+        layer.train(training)
+    return float((y_TD - ffn.dense(_probe(ffn))).abs().max())

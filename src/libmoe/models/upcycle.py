@@ -1,0 +1,45 @@
+"""Sparse upcycling: experts that start as copies of the dense FFN (Komatsuzaki et al., arXiv 2212.05055)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from libmoe.core.errors import ConfigError
+from libmoe.experts import FFN, FFNExperts
+from libmoe.layers import MoELayer
+
+
+def copy_into_experts(layer: nn.Module, ffn: FFN, path: str) -> int:
+    """Make every feed-forward expert in ``layer`` a copy of ``ffn``; returns how many there are.
+
+    Shared experts and experts of other kinds (zero, copy, constant) keep their initial weights.
+
+    Raises:
+        ConfigError: an expert has another shape than the dense FFN, or none is a feed-forward network.
+    """
+    banks = [module.experts for module in layer.modules() if isinstance(module, MoELayer)] or [layer]
+    copies = 0
+    for part in (part for bank in banks for part in bank.modules()):
+        if isinstance(part, FFNExperts):
+            _check_shape(part, ffn, path)
+            for expert in range(part.num_experts):
+                part.load_ffn(expert, ffn)
+            copies += part.num_experts
+        elif isinstance(part, FFN):
+            _check_shape(part, ffn, path)
+            part.load_state_dict(ffn.state_dict())
+            copies += 1
+    if not copies:
+        kinds = ", ".join(type(bank).__name__ for bank in banks)
+        raise ConfigError(f"init='copy' has no feed-forward experts to copy {path} into ({kinds}); use init='scratch'")
+    return copies
+
+
+def _check_shape(part: FFNExperts | FFN, ffn: FFN, path: str) -> None:
+    ours, theirs = dict(part.named_parameters()), dict(ffn.named_parameters())
+    fits = ours.keys() == theirs.keys() and part.activation == ffn.activation
+    if not fits or any(ours[n].shape[-p.dim() :] != p.shape for n, p in theirs.items()):
+        raise ConfigError(
+            f"init='copy' needs experts like the dense FFN {path}, of width {ffn.w_out.shape[-1]}, but they have "
+            f"{part.w_out.shape[-1]}; leave expert_hidden unset or use init='scratch'"
+        )

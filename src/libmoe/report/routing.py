@@ -1,0 +1,216 @@
+"""What the experts did: load and entropy by layer, domains by expert, and the routed sample text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libmoe.report.files import to_json
+from libmoe.report.load import Grid, Row
+from libmoe.report.numbers import count
+
+MAX_LAYERS = 6
+"""Of a deeper model evenly spaced layers are shown, first and last among them."""
+ROUTING_BUDGET = 400_000
+SAMPLE_BUDGET = 600_000
+"""Characters that the page may spend on heat maps and on sample text."""
+IDLE = 0.01
+"""An expert below this fraction of its fair share counts as idle."""
+
+
+def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
+    """Return one entry per run with routing statistics: ``method``, ``seed`` and ``layers``.
+
+    A layer has ``layer``, ``load`` (sums to 1), ``normalised_entropy`` (1 = uniform), ``max_violation`` (busiest
+    expert over fair share, minus one), ``idle``, ``experts_per_token``, ``domain_load`` ``{domain: shares}`` and
+    ``mutual_information_bits`` with its greatest possible value ``information_limit_bits``.
+    """
+    runs, skipped = [], 0
+    for row in grid.finished:
+        layers = [layer for item in _layers(grid, row) if (layer := _layer(item))]
+        if not layers and row.kind == "moe":
+            skipped += 1
+        if layers:
+            runs.append({"method": row.method, "seed": row.seed, "layers": _spaced(layers, notes)})
+    if skipped:
+        notes.append(f"{count(skipped, 'MoE run')} left no routing statistics: no load or heat map for them.")
+    if len(to_json(runs)) > ROUTING_BUDGET:
+        first = {run["method"]: run["seed"] for run in reversed(runs)}
+        runs = [run for run in runs if first[run["method"]] == run["seed"]]
+        notes.append("To keep the page small, routing is shown for the first seed of each method only.")
+    return runs
+
+
+def specialisation(routing: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Find the layer whose experts tell most about the domain, and the expert that serves each domain most."""
+    found = [
+        (layer["mutual_information_bits"], run, layer)
+        for run in routing
+        for layer in run["layers"]
+        if layer["mutual_information_bits"] is not None and len(layer["domain_load"]) > 1
+    ]
+    if not found:
+        return None
+    information, run, layer = max(found, key=lambda item: item[0])
+    names = list(layer["domain_load"])
+    share_DN = np.array([layer["domain_load"][name] for name in names])
+    pairs = []
+    for place, name in enumerate(names):
+        expert = int(share_DN[place].argmax())
+        elsewhere = float(np.delete(share_DN[:, expert], place).mean())
+        pairs.append(
+            {
+                "domain": name,
+                "expert": expert,
+                "share": float(share_DN[place, expert]),
+                "share_elsewhere": elsewhere,
+            }
+        )
+    pairs.sort(key=lambda pair: pair["share_elsewhere"] - pair["share"])
+    return {
+        "method": run["method"],
+        "seed": run["seed"],
+        "layer": layer["layer"],
+        "mutual_information_bits": information,
+        "information_limit_bits": layer["information_limit_bits"],
+        "domains": pairs,
+    }
+
+
+def sample_text(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
+    """Return the routed sample of the first finished seed of each method.
+
+    Entry: ``method``, ``seed``, ``layers`` and ``texts``, each text with ``domain``, ``tokens``, ``nll`` (nats)
+    and ``experts`` ``{layer: [[expert, weight, expert, weight, ...] per token]}``, heaviest expert first.
+    """
+    samples: dict[str, dict[str, Any]] = {}
+    for row in grid.finished:
+        texts = grid.runs[row.method, row.seed].evaluation.get("sample")
+        if row.method in samples or not isinstance(texts, list):
+            continue
+        read = [text for item in texts if (text := _text(item))]
+        layers = sorted({layer for text in read for layer in text["experts"]}, key=_layer_order)
+        if layers:
+            layers = _spaced(layers, notes)
+            for text in read:
+                text["experts"] = {layer: text["experts"].get(layer, []) for layer in layers}
+            samples[row.method] = {"method": row.method, "seed": row.seed, "layers": layers, "texts": read}
+    shown = list(samples.values())
+    size = len(to_json(shown))
+    if size > SAMPLE_BUDGET:
+        for text in (text for sample in shown for text in sample["texts"]):
+            keep = max(1, int(len(text["tokens"]) * SAMPLE_BUDGET / size))
+            text["tokens"], text["nll"] = text["tokens"][:keep], text["nll"][:keep]
+            text["experts"] = {layer: tokens[:keep] for layer, tokens in text["experts"].items()}
+        notes.append("To keep the page small, each sample text is cut after its first tokens.")
+    return shown
+
+
+def _layers(grid: Grid, row: Row) -> list[Any]:
+    """Held-out routing where it was measured, the last logged training step where not."""
+    run = grid.runs[row.method, row.seed]
+    routing = run.evaluation.get("routing")
+    layers = routing.get("layers") if isinstance(routing, dict) else None
+    if isinstance(layers, list) and layers:
+        return layers
+    for step in reversed(run.metrics):
+        if isinstance(step.get("balance"), dict) and step["balance"]:
+            return [
+                {"layer": name, **value} for name, value in step["balance"].items() if isinstance(value, dict)
+            ]
+    return []
+
+
+def _layer(item: Any) -> dict[str, Any] | None:
+    load = _shares(item.get("load")) if isinstance(item, dict) else None
+    if load is None:
+        return None
+    experts = len(load)
+    domain_load = item.get("domain_load")
+    shares = {
+        str(domain): share
+        for domain, values in (domain_load.items() if isinstance(domain_load, dict) else ())
+        if (share := _shares(values)) is not None and len(share) == experts
+    }
+    entropy = float(-(load * np.log(np.where(load > 0, load, 1.0))).sum())
+    information = item.get("mutual_information_bits")
+    if not isinstance(information, int | float) or not math.isfinite(information):
+        information = _information(np.array(list(shares.values()))) if shares else None
+    per_token = item.get("experts_per_token")
+    return {
+        "layer": str(item.get("layer", "?")),
+        "load": [round(float(x), 4) for x in load],
+        "normalised_entropy": entropy / math.log(experts) if experts > 1 else 1.0,
+        "max_violation": float(load.max() * experts - 1.0),
+        "idle": int((load < IDLE / experts).sum()),
+        "experts_per_token": float(per_token) if isinstance(per_token, int | float) else None,
+        "domain_load": {domain: [round(float(x), 4) for x in share] for domain, share in shares.items()},
+        "mutual_information_bits": information,
+        "information_limit_bits": math.log2(min(experts, len(shares))) if shares else None,
+    }
+
+
+def _shares(values: Any) -> NDArray[np.float64] | None:
+    try:
+        load = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if load.ndim != 1 or len(load) == 0 or not np.isfinite(load).all() or (load < 0).any() or load.sum() <= 0:
+        return None
+    return load / load.sum()
+
+
+def _information(share_DN: NDArray[np.float64]) -> float:
+    """Mutual information of domain and expert in bits, every domain weighing the same."""
+    load_N = share_DN.mean(axis=0)
+    ratio = np.where(share_DN > 0, share_DN / np.where(load_N > 0, load_N, 1.0), 1.0)
+    return float((share_DN * np.log2(ratio)).sum(axis=1).mean())
+
+
+def _spaced(layers: list[Any], notes: list[str]) -> list[Any]:
+    if len(layers) <= MAX_LAYERS:
+        return layers
+    note = f"Of deep models {MAX_LAYERS} evenly spaced layers are shown."
+    if note not in notes:
+        notes.append(note)
+    return [layers[round(i * (len(layers) - 1) / (MAX_LAYERS - 1))] for i in range(MAX_LAYERS)]
+
+
+def _layer_order(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (10**9, name)
+
+
+def _text(item: Any) -> dict[str, Any] | None:
+    tokens = item.get("tokens") if isinstance(item, dict) else None
+    if not isinstance(tokens, list):
+        return None
+    tokens = [token for token in tokens if isinstance(token, dict)]
+    names = {str(layer) for token in tokens for layer in _experts(token)}
+    return {
+        "domain": str(item.get("domain", "")),
+        "tokens": [str(token.get("text", "")) for token in tokens],
+        "nll": [
+            round(float(v), 2) if isinstance(v := token.get("nll"), int | float) else None for token in tokens
+        ],
+        "experts": {layer: [_choice(_experts(token).get(layer)) for token in tokens] for layer in names},
+    }
+
+
+def _experts(token: dict[str, Any]) -> dict[str, Any]:
+    experts = token.get("experts")
+    return experts if isinstance(experts, dict) else {}
+
+
+def _choice(pairs: Any) -> list[float]:
+    """Flatten ``[[expert, weight], ...]``, heaviest first; experts without weight take no space."""
+    usable = [
+        (int(pair[0]), round(float(pair[1]), 2))
+        for pair in (pairs if isinstance(pairs, list) else ())
+        if isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in pair)
+    ]
+    return [value for pair in sorted(usable, key=lambda pair: -pair[1])[:8] for value in pair]

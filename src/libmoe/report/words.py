@@ -1,0 +1,236 @@
+"""Say in sentences what the numbers show, and what they do not.
+
+Everything here is plain text; whoever puts it into a page escapes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from libmoe.report.numbers import count, fixed, interval, listing, percent, si, signed
+
+Summary = dict[str, Any]
+MISMATCH = 0.02
+"""Relative difference of a matched quantity that is worth telling the reader."""
+
+
+def headline(summary: Summary) -> dict[str, list[str]]:
+    """Return ``title``, ``lead`` (what was done), ``findings`` and ``caveats``, each a list of sentences."""
+    return {
+        "title": [_title(summary)],
+        "lead": _lead(summary),
+        "findings": [*_verdicts(summary), *_against_unigram(summary), *_experts(summary)],
+        "caveats": _caveats(summary),
+    }
+
+
+def threats(summary: Summary) -> list[str]:
+    """Return what could make the comparison misleading, found in the data where that is possible."""
+    found = [*_caveats(summary), *_mismatches(summary)]
+    comparison = summary["comparison"]
+    if comparison["comparisons"] > 1:
+        found.append(
+            f"{comparison['comparisons']} methods are compared with one baseline. Verdicts hold after Holm's "
+            "correction; the intervals themselves are not widened for it."
+        )
+    if "domains" in comparison["units"]:
+        found.append(
+            "Where no per-window counts were saved, whole domains are resampled: those intervals say how the "
+            "difference would vary over other domains, and with few domains they are rough."
+        )
+    weak = [
+        f"{task} ({method['label']})"
+        for method in summary["methods"]
+        for task, result in method["tasks"].items()
+        if near_chance(result, summary["chance"].get(task))
+    ]
+    if weak:
+        found.append(f"Accuracies that cannot be told from guessing carry no ranking: {listing(weak, 6)}.")
+    if any(method["tokens_per_second"] for method in summary["methods"]):
+        found.append(
+            "Tokens per second and peak memory are measured on one machine with whatever else ran on it; "
+            "parameters and FLOPs are counted."
+        )
+    found.append(
+        "A small model trained briefly on small data need not predict the ranking at scale: routing methods "
+        "differ in how soon they pay off."
+    )
+    return found
+
+
+def near_chance(result: dict[str, float], chance: float | None) -> bool:
+    """Tell whether an accuracy lies within 1.96 standard errors of guessing, or below it."""
+    if chance is None or "acc" not in result:
+        return False
+    return result["acc"] - 1.96 * result.get("acc_stderr", 0.0) <= chance
+
+
+def change(method: dict[str, Any]) -> str:
+    """Format a difference with its interval: ``"−0.081 [−0.090, −0.072]"``."""
+    difference = method["difference"]
+    if difference is None:
+        return ""
+    return f"{signed(difference['mean'])} {interval(difference['low'], difference['high'])}".strip()
+
+
+def _with(summary: Summary, verdict: str) -> list[dict[str, Any]]:
+    return [method for method in summary["methods"] if method["verdict"] == verdict]
+
+
+def _title(summary: Summary) -> str:
+    moe = [m for m in summary["methods"] if m["kind"] == "moe" and m["causal"]]
+    if summary["baseline"] is None or not moe:
+        return (
+            f"{count(len(summary['methods']), 'method')} compared"
+            if summary["methods"]
+            else "No run finished"
+        )
+    better = [method for method in moe if method["verdict"] == "better"]
+    if not better:
+        return "No mixture of experts clearly beats the dense baseline"
+    many = f"{len(better)} of {len(moe)}" if len(better) < len(moe) else f"All {len(moe)}"
+    return f"{many} mixtures of experts {'beats' if len(better) == 1 else 'beat'} the dense baseline"
+
+
+def _lead(summary: Summary) -> list[str]:
+    protocol, methods = summary["protocol"], summary["methods"]
+    if not methods:
+        return ["Every run of this grid failed; the errors are listed below."]
+    tokens = {method["tokens"] for method in methods if method["tokens"]}
+    amount = f" on {si(tokens.pop())} tokens" if len(tokens) == 1 else ""
+    budget = protocol.get("budget")
+    matched = f", matched by {_plain(budget)}" if isinstance(budget, str) and budget else ""
+    seeds = {len(method["seeds"]) for method in methods}
+    times = f"{count(seeds.pop(), 'seed')} each" if len(seeds) == 1 else "one or more seeds each"
+    where = f" from {count(len(summary['domains']), 'domain')}" if summary["domains"] else ""
+    return [
+        f"{count(len(methods), 'method').capitalize()} were trained{amount}{matched}, {times}, and scored in bits per "
+        f"byte of held-out text{where}: lower is better."
+    ]
+
+
+def _verdicts(summary: Summary) -> list[str]:
+    base = next((m for m in summary["methods"] if m["is_baseline"]), None)
+    said = []
+    if base is None:
+        said.append("No dense baseline finished, so the methods are only listed by their mean.")
+    else:
+        said.append(f"The baseline ({base['label']}) reaches {fixed(base['bits_per_byte'])} bits per byte.")
+    if better := _with(summary, "better"):
+        said.append(f"Better than it, with the 95 % interval of the difference: {_listed(better)}.")
+    if maybe := [*_with(summary, "maybe better"), *_with(summary, "maybe worse")]:
+        said.append(
+            f"Undecided: {_listed(maybe)}; the interval excludes zero, but not after correcting for "
+            f"{count(summary['comparison']['comparisons'], 'comparison')}."
+        )
+    if same := _with(summary, "indistinguishable"):
+        said.append(f"Not distinguishable from it: {_listed(same)}.")
+    if worse := _with(summary, "worse"):
+        said.append(f"Worse: {_listed(worse)}.")
+    if leaking := [method["label"] for method in summary["methods"] if not method["causal"]]:
+        one = len(leaking) == 1
+        said.append(
+            f"{listing(leaking)} {'sees' if one else 'see'} future tokens when routing: "
+            f"{'its score is' if one else 'their scores are'} not that of a language model and not ranked."
+        )
+    if failed := len(summary["failed"]):
+        said.append(
+            f"{count(failed, 'run').capitalize()} failed and {'is' if failed == 1 else 'are'} listed below."
+        )
+    return said
+
+
+def _listed(methods: list[dict[str, Any]], most: int = 6) -> str:
+    """Name methods with their differences; labels may hold commas, so semicolons part them."""
+    said = "; ".join(f"{method['label']} {change(method)}" for method in methods[:most])
+    return said + (f"; and {len(methods) - most} more" if len(methods) > most else "")
+
+
+def _against_unigram(summary: Summary) -> list[str]:
+    unigram = summary["unigram_bits_per_byte"]
+    ranked = [method for method in summary["methods"] if method["causal"]]
+    if not unigram or not ranked:
+        return []
+    best = ranked[0]
+    said = []
+    if best["bits_per_byte"] < unigram:
+        said.append(
+            f"The lowest mean, {best['label']} at {fixed(best['bits_per_byte'])}, is "
+            f"{percent(1 - best['bits_per_byte'] / unigram, 0)} below the {fixed(unigram)} that token frequencies "
+            "alone would need."
+        )
+    if poor := [method["label"] for method in ranked if method["bits_per_byte"] >= unigram]:
+        said.append(f"Nothing beyond token frequencies ({fixed(unigram)}) was learnt by {listing(poor)}.")
+    return said
+
+
+def _experts(summary: Summary) -> list[str]:
+    found = summary["specialisation"]
+    if not found:
+        return []
+    label = label_of(summary, found["method"])
+    served = [
+        f"expert {pair['expert']} takes {percent(pair['share'], 0)} of {pair['domain']} "
+        f"(elsewhere {percent(pair['share_elsewhere'], 0)})"
+        for pair in found["domains"][:3]
+    ]
+    return [
+        f"Experts divide the domains most in layer {found['layer']} of {label}: the expert tells "
+        f"{fixed(found['mutual_information_bits'], 2)} of at most {fixed(found['information_limit_bits'], 2)} bits "
+        f"about the domain; {listing(served)}."
+    ]
+
+
+def _caveats(summary: Summary) -> list[str]:
+    seeds = [len(method["seeds"]) for method in summary["methods"]]
+    comparison = summary["comparison"]
+    if not seeds or summary["baseline"] is None:
+        return []
+    if max(seeds) == 1:
+        return [
+            "One seed per method: the intervals tell how much the choice of held-out text matters, not how much "
+            "another seed would change. Differences of this size can come from the seed alone; add seeds before "
+            "believing a ranking."
+        ]
+    unit = " and ".join(comparison["units"])
+    pooled = ""
+    if comparison["seed_sigma"] is not None:
+        pooled = (
+            f", pooled over all methods (standard deviation {fixed(comparison['seed_sigma'], 4)}, "
+            f"{comparison['seed_degrees_of_freedom']} degrees of freedom)"
+        )
+    few = ""
+    if max(seeds) < 5:
+        few = f"{count(max(seeds), 'seed').capitalize()} per method are too few for an interval from seeds alone. "
+    text = (
+        f"resample the held-out {unit}, paired between methods, and " if comparison["num_units"] > 1 else ""
+    )
+    return [f"{few}The intervals {text}add the scatter of seeds{pooled}."]
+
+
+def _mismatches(summary: Summary) -> list[str]:
+    base = next((m for m in summary["methods"] if m["is_baseline"]), None)
+    if base is None:
+        return []
+    said = []
+    for field, name in (
+        ("active_params", "active parameters"),
+        ("flops_per_token", "FLOPs per token"),
+        ("tokens", "training tokens"),
+    ):
+        off = [
+            f"{method['label']} {signed(100 * (method[field] / base[field] - 1), 1)} %"
+            for method in summary["methods"]
+            if base[field] and method[field] and abs(method[field] / base[field] - 1) > MISMATCH
+        ]
+        if off:
+            said.append(f"Not equal to the baseline in {name}: {listing(off)}.")
+    return said
+
+
+def label_of(summary: Summary, method: str) -> str:
+    return next((m["label"] for m in summary["methods"] if m["method"] == method), method)
+
+
+def _plain(text: str) -> str:
+    return text.replace("_", " ").strip()

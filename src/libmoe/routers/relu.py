@@ -1,0 +1,76 @@
+"""ReLU routing: as many experts as have a positive gate (ReMoE, arXiv 2412.14711)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from libmoe.core.errors import ConfigError
+from libmoe.core.plan import SparsePlan
+from libmoe.core.routing import Router, Routing
+from libmoe.routers.gates import LinearGate
+
+if TYPE_CHECKING:
+    from libmoe.core.context import LayerContext
+
+
+class ReLURouter(Router):
+    """``R = ReLU(W x)``: expert e runs for a token when ``R_e > 0`` and its output is multiplied by it.
+
+    Nothing is normalised, selected by rank or dropped, so the layer is continuous in W and its gradient exact.
+    A token may use any number of experts, none included.  ``scores_TN`` of the routing are the gates R, which
+    do not sum to 1.
+
+    Args:
+        dim, num_experts: D, N.
+        target_k: average number of experts per token that training aims at (the L1 loss and its controller do
+            the aiming).
+        eval_threshold: outside training, gates must exceed this to count (0 is the paper's rule; a little
+            more saves experts whose gate is a rounding residue in low precision).
+        gate: module from ``x_TD`` to ``logits_TN``; a :class:`LinearGate` by default.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        target_k: float,
+        *,
+        eval_threshold: float = 0.0,
+        gate: nn.Module | None = None,
+    ) -> None:
+        super().__init__(num_experts)
+        if not 0 < target_k <= num_experts:
+            raise ConfigError(
+                f"target_k={target_k} must be greater than 0 and at most num_experts={num_experts}"
+            )
+        if eval_threshold < 0:
+            raise ConfigError(
+                f"eval_threshold must not be negative, got {eval_threshold}; use 0 for plain ReLU"
+            )
+        self.target_k, self.eval_threshold = target_k, eval_threshold
+        self.gate = gate if gate is not None else LinearGate(dim, num_experts)
+
+    def select(self, gates_TN: Tensor, ctx: LayerContext) -> Tensor:
+        """bool ``[T, N]``: who runs.  Runs without gradient."""
+        gates_TN = ctx.edit_scores(gates_TN)
+        mask_TN = gates_TN > (0.0 if self.training else self.eval_threshold)
+        limit = ctx.top_k(self.num_experts)
+        if limit < self.num_experts:  # an intervention asks for at most so many
+            best_TN = torch.zeros_like(mask_TN).scatter(1, gates_TN.topk(limit, dim=-1).indices, True)
+            mask_TN = mask_TN & best_TN
+        return mask_TN
+
+    def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
+        logits_TN = self.gate(x_TD)
+        gates_TN = torch.relu(logits_TN)
+        mask_TN = ctx.memo("select", lambda: self.select(gates_TN.detach(), ctx))
+        return Routing(SparsePlan.from_mask(gates_TN, mask_TN), logits_TN, gates_TN)
+
+    def expected_load(self) -> list[float]:
+        return [self.target_k / self.num_experts] * self.num_experts
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, target_k={self.target_k}"

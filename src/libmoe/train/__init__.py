@@ -1,0 +1,50 @@
+"""Training: recipes, the loop, checkpoints that resume exactly.
+
+Names are imported when first used, so that reading a recipe does not load the training loop.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from libmoe.train.build import build_model, load_data
+    from libmoe.train.folder import TrainResult
+    from libmoe.train.loop import train
+    from libmoe.train.recipe import Recipe, load_recipe, save_recipe, validate
+    from libmoe.train.stopping import Interrupted
+
+_HOME_OF = {
+    "Interrupted": "stopping",
+    "Recipe": "recipe",
+    "TrainResult": "folder",
+    "build_model": "build",
+    "load_data": "build",
+    "load_recipe": "recipe",
+    "save_recipe": "recipe",
+    "train": "loop",
+    "validate": "recipe",
+}
+
+__all__ = [
+    "Interrupted",
+    "Recipe",
+    "TrainResult",
+    "build_model",
+    "load_data",
+    "load_recipe",
+    "save_recipe",
+    "train",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

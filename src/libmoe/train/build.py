@@ -1,0 +1,70 @@
+"""From a recipe to data and a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from libmoe.core.errors import ConfigError
+from libmoe.data import PackedLoader, TokenizedCorpus, load_corpus, load_tokenizer
+from libmoe.models import build_backbone, moeify
+from libmoe.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Batches by step, the tokenizer that made them, and a fingerprint of both text and tokenizer."""
+
+    loader: PackedLoader
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+
+
+def load_data(recipe: Recipe, progress: bool = True) -> TrainingData:
+    """The training split as packed batches; the order depends on the seed alone, never on the method.
+
+    Raises:
+        DataError: a missing or malformed source, domain or tokenizer.
+    """
+    data = recipe.data
+    corpus = load_corpus(
+        data.source, domains=data.domains, text_field=data.text_field, domain_field=data.domain_field
+    )
+    tokenizer = load_tokenizer(data.tokenizer)
+    tokenized = TokenizedCorpus.build(corpus, tokenizer, progress=progress)
+    loader = PackedLoader(
+        tokenized["train"],
+        seq_len=data.seq_len,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        mixture=data.mixture,
+        document_mask=data.document_mask,
+    )
+    return TrainingData(loader, tokenizer, tokenized.key)
+
+
+def build_model(recipe: Recipe, vocab_size: int) -> nn.Module:
+    """The backbone with its MoE layers; initial weights depend on the seed and on names alone.
+
+    Raises:
+        ConfigError: the backbone has fewer embeddings than the tokenizer has tokens.
+    """
+    config = recipe.backbone
+    if config.vocab_size is None:
+        config = replace(config, vocab_size=vocab_size)
+    model = build_backbone(config, seed=recipe.seed)
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < vocab_size:
+        raise ConfigError(
+            f"backbone.vocab_size={rows} is smaller than the tokenizer's {vocab_size} tokens; "
+            "leave it out, or choose the tokenizer that belongs to the checkpoint"
+        )
+    method = recipe.method
+    return moeify(
+        model, method.name, options=method.options, where=method.where, init=method.init, seed=recipe.seed
+    )

@@ -1,0 +1,181 @@
+"""The run folder: one recipe, one writer at a time, and a result that says the run is over."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+
+from libmoe.core.config import to_dict
+from libmoe.core.errors import ConfigError, TrainingError
+from libmoe.train.files import remove_folder, write_json
+from libmoe.train.parallel import World
+from libmoe.train.recipe import Recipe, save_recipe
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes apart there
+    fcntl = None  # type: ignore[assignment]
+
+# What training and evaluation write; `overwrite` removes these and touches nothing else.
+FILES = ("recipe.yaml", "env.json", "metrics.jsonl", "timing.jsonl", "result.json", "eval.json", "trace.parquet")
+FOLDERS = ("checkpoints", "model", "tensorboard")
+
+
+@dataclass
+class TrainResult:
+    """What a finished run cost and reached.
+
+    Attributes:
+        run_dir: the run folder.
+        steps, tokens: optimiser steps and tokens seen.
+        final_loss: loss of the last step's batch, nats per token.
+        tokens_per_second: over all processes, without set-up, evaluation and saving.
+        train_seconds: the time of that, over all sessions of the run; steps lost to a kill do not count.
+        peak_memory_bytes: of this process: resident memory, or allocated memory on a GPU.
+        notes: what belongs beside the numbers.
+    """
+
+    run_dir: Path
+    steps: int
+    tokens: int
+    final_loss: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    train_seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+class RunFolder:
+    """Opens ``path`` for a recipe; the main rank holds a lock while the ``with`` block runs.
+
+    Raises:
+        ConfigError: the folder belongs to another recipe (names the first key that differs).
+        TrainingError: another process is training in it.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, world: World, overwrite: bool = False) -> None:
+        self.path, self.world = path, world
+        self.checkpoints, self.model = path / "checkpoints", path / "model"
+        self._lock = self._take_lock() if world.is_main else None
+        world.barrier()
+        if overwrite:
+            if world.is_main:
+                self._clear()
+        else:
+            self._compare(recipe)
+        world.barrier()  # nobody goes on before all have compared
+
+    def begin(self, recipe: Recipe) -> None:
+        """The set-up has succeeded: from now on the folder belongs to this recipe (main rank only)."""
+        if not (self.path / "recipe.yaml").exists():
+            save_recipe(recipe, self.path / "recipe.yaml")
+            write_json(self.path / "env.json", environment(self.world))
+        self.result_file.unlink(missing_ok=True)  # the run goes on, so what it ended with is void
+        remove_folder(self.model)
+
+    def _take_lock(self) -> int | None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it even after kill -9
+        except OSError:
+            os.close(lock)
+            raise TrainingError(f"{self.path} is in use by another process; wait or choose another folder") from None
+        return lock
+
+    def _compare(self, recipe: Recipe) -> None:
+        stored = self.path / "recipe.yaml"
+        if not stored.exists():
+            if self.checkpoints.exists() or self.result_file.exists():
+                raise ConfigError(f"{self.path} holds a run without recipe.yaml; choose another folder or --overwrite")
+            return
+        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        difference = first_difference(before, to_dict(recipe))
+        if difference:
+            raise ConfigError(
+                f"{self.path} holds a run of another recipe: {difference}; "
+                "choose another folder, or --overwrite to start anew"
+            )
+
+    def _clear(self) -> None:
+        for name in FOLDERS:
+            remove_folder(self.path / name)
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    def result(self) -> TrainResult | None:
+        """The result of a finished run."""
+        if not self.result_file.exists():
+            return None
+        return TrainResult(run_dir=self.path, **json.loads(self.result_file.read_text(encoding="utf-8")))
+
+    def write_result(self, result: TrainResult) -> None:
+        write_json(self.result_file, {k: v for k, v in asdict(result).items() if k != "run_dir"})
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def first_difference(before: Any, now: Any, where: str = "") -> str:
+    """``a.b was 1, now 2`` for the first key that differs, in the order of the recipe; empty when equal."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in [*now, *(k for k in before if k not in now)]:
+            found = first_difference(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            if found:
+                return found
+        return ""
+    return "" if before == now else f"{where} was {before!r}, now {now!r}"
+
+
+def environment(world: World) -> dict[str, Any]:
+    """What, besides the recipe, decides the numbers."""
+    import transformers
+
+    import libmoe
+
+    device = world.device
+    return {
+        "libmoe": libmoe.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+        "parallel": world.mode,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory use so far in bytes: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+

@@ -1,0 +1,239 @@
+"""The training loop, from top to bottom.
+
+``train`` is exact about interruption: kill it at any step, run it again, and ``metrics.jsonl`` and the final
+weights are, byte for byte on one CPU process, those of a run that was never disturbed.  That follows from few
+decisions: data, learning rate and randomness are functions of the step; the logs are cut back to the length
+that the checkpoint remembers; wall-clock numbers go to a file of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from libmoe.core.errors import TrainingError
+from libmoe.train import checkpoint, parallel
+from libmoe.train.files import disk_errors
+from libmoe.train.folder import RunFolder, TrainResult, peak_memory
+from libmoe.train.logs import LOST, Logs
+from libmoe.train.metrics import auxiliary_losses, balance, short
+from libmoe.train.optim import set_learning_rate
+from libmoe.train.progress import Progress
+from libmoe.train.recipe import Recipe, TrainConfig, validate
+from libmoe.train.schedule import learning_rate
+from libmoe.train.session import Session
+from libmoe.train.step import Batch, accumulate, count
+from libmoe.train.stopping import Interrupted, StopOnSignal
+
+Evaluate = Callable[[nn.Module, int], dict[str, Any]]
+
+
+def train(
+    recipe: Recipe,
+    run_dir: str | Path,
+    *,
+    resume: str = "auto",
+    overwrite: bool = False,
+    evaluate: Evaluate | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train as ``recipe`` says and leave everything in ``run_dir``.
+
+    The folder gets ``recipe.yaml``, ``env.json``, ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``,
+    ``model/`` (the final model) and, last, ``result.json``.  Run again, an interrupted run goes on where its
+    newest checkpoint is and a finished one only returns its result.  Under ``torchrun`` every process calls this.
+
+    Args:
+        resume: ``auto``, or a checkpoint (``step-00000100``) to go on from; newer ones are then deleted.
+        overwrite: delete what an earlier run left in the folder and start anew.
+        evaluate: called as ``evaluate(model, step)`` every ``eval_every`` steps and at the end, on every process,
+            in evaluation mode and without gradients.  What it returns is logged under ``eval``; the checkpoint
+            with the lowest ``bits_per_byte`` (without it, ``loss``) is kept.
+        quiet: no progress and no messages.
+
+    Raises:
+        ConfigError: the recipe is impossible, or the folder holds a run of another recipe.
+        CheckpointError: the checkpoint is damaged or missing.
+        TrainingError: the loss is not finite, the disk is full, or the folder is in use.
+        Interrupted: SIGINT or SIGTERM, after the step was finished and saved (exit code 130 or 143).
+    """
+    with parallel.join(recipe.train) as world:
+        notes = validate(recipe, world.size)
+        quiet = quiet or not world.is_main
+        with RunFolder(Path(run_dir), recipe, world, overwrite) as run:
+            finished = run.result() if resume == "auto" else None
+            if finished is not None:
+                Progress(recipe.name, finished.steps, finished.steps, quiet).say(
+                    f"{run.path} is finished; --overwrite trains it anew"
+                )
+                return finished
+            start = checkpoint.find(run.checkpoints, resume)
+            session = Session(recipe, world, start, quiet)
+            world.barrier()  # every process has read before the main one deletes
+            if world.is_main:
+                run.begin(recipe)
+                checkpoint.drop_after(run.checkpoints, session.state.step)
+            with Progress(recipe.name, session.state.step, recipe.train.steps, quiet) as progress:
+                for note in notes:
+                    progress.say(f"warning: {note}")
+                if start is not None:
+                    progress.say(f"resuming {run.path} from {start.name}")
+                _loop(session, run, evaluate, progress)
+            return _finish(session, run, notes)
+
+
+def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress: Progress) -> None:
+    recipe, world, model, optimizer = session.recipe, session.world, session.model, session.optimizer
+    cfg, state, info, statistics = recipe.train, session.state, session.info, session.statistics
+    offsets = (state.metrics_bytes, state.timing_bytes)
+    timed = (state.tokens, state.seconds)
+    with Logs(run.path, recipe, offsets, state.step, world.is_main) as logs, StopOnSignal() as stopping:
+        while state.step < cfg.steps:
+            begun = time.perf_counter()
+
+            for controller in session.controllers:
+                controller.before_step(info)
+            lr = scheduled(cfg, state.step)
+            set_learning_rate(optimizer, lr)
+
+            batches = session.batches(state.step)
+            totals = count(batches, bool(stopping.signal), world)
+            module = session.replica.module()
+            state.loss = accumulate(
+                module, batches, totals, statistics, recipe, world, state.step, session.counting
+            )
+            norm = float(parallel.clip_gradients(model, cfg.clip))
+            if not (math.isfinite(state.loss) and math.isfinite(norm)):
+                raise _failure(session, run, logs, batches, norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            state.step += 1
+            state.tokens += totals.tokens
+            last, stop = state.step == cfg.steps, totals.stop > 0
+            evaluating = evaluate is not None and (last or due(state.step, cfg.eval_every))
+            logging = last or evaluating or due(state.step, cfg.log_every)
+            info.step = state.step
+            if session.controllers or logging:
+                info.loads = statistics.reduced()
+            for controller in session.controllers:
+                controller.after_step(info)
+            state.seconds += time.perf_counter() - begun
+
+            measured: dict[str, Any] = {}
+            if evaluating:
+                measured = _evaluate(evaluate, model, state.step)
+            if logging:
+                record = {
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    "loss": short(state.loss),
+                    "lr": short(lr),
+                    "grad_norm": short(norm),
+                    "balance": balance(info.loads),
+                    "losses": auxiliary_losses(statistics),
+                    "controllers": dict(info.metrics),
+                }
+                if alarms := session.alarms.check(record):
+                    record["alarms"] = alarms
+                if measured:
+                    record["eval"] = measured
+                speed = (state.tokens - timed[0]) / max(state.seconds - timed[1], 1e-9)
+                timed = (state.tokens, state.seconds)
+                timing = {
+                    "step": state.step,
+                    "seconds": state.seconds,
+                    "tokens_per_second": speed,
+                    "peak_memory_bytes": peak_memory(world.device),
+                }
+                logs.write(record, timing)
+                progress.update(state.step, record, speed)
+                for alarm in alarms:
+                    progress.say(f"warning: step {state.step}: {alarm['message']}")
+            statistics.reset()
+
+            if last or stop or due(state.step, cfg.save_every):
+                value = measured.get("bits_per_byte", measured.get("loss"))
+                if value is not None and (state.best_value is None or value < state.best_value):
+                    state.best_step, state.best_value = state.step, float(value)
+                state.metrics_bytes, state.timing_bytes = logs.sync()
+                session.save(run.checkpoints)
+                if world.is_main:
+                    checkpoint.prune(run.checkpoints, cfg.keep_checkpoints, state.best_step)
+            if stop and not last:
+                progress.say(
+                    f"stopped after step {state.step} of {cfg.steps}, all saved; run the same command again to resume"
+                )
+                raise Interrupted(stopping.signal or signal.SIGTERM)
+        for controller in session.controllers:
+            controller.finish(info)
+
+
+def due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def scheduled(cfg: TrainConfig, step: int) -> float:
+    """Learning rate of step ``step``, counted from 0."""
+    return learning_rate(
+        step,
+        steps=cfg.steps,
+        lr=cfg.lr,
+        schedule=cfg.schedule,
+        warmup_steps=cfg.warmup_steps,
+        min_lr_ratio=cfg.min_lr_ratio,
+        decay_fraction=cfg.decay_fraction,
+    )
+
+
+def _evaluate(evaluate: Evaluate, model: nn.Module, step: int) -> dict[str, Any]:
+    model.eval()
+    with torch.no_grad():
+        measured = evaluate(model, step)
+    model.train()
+    return measured
+
+
+def _failure(session: Session, run: RunFolder, logs: Logs, batches: list[Batch], norm: float) -> TrainingError:
+    """The error for a loss or gradient that is not finite; the optimiser has not stepped on it."""
+    state, step = session.state, session.state.step + 1
+    folder = run.path / f"failed-{checkpoint.name_of(step)}"
+    facts = {"step": step, "tokens": state.tokens, "loss": str(state.loss), "grad_norm": str(norm)}
+    session.save_failure(folder, batches, facts)
+    what = f"loss {state.loss:.4g}, gradient norm {norm:.4g}"
+    alarm = {"kind": "not_finite", "layer": None, "message": what}
+    logs.write({"step": step, "tokens": state.tokens, "alarms": [alarm]}, {"step": step, "seconds": state.seconds})
+    saved = checkpoint.list_steps(run.checkpoints)
+    last = checkpoint.name_of(saved[-1]) if saved else "none"
+    return TrainingError(
+        f"step {step} is not finite ({what}); last good checkpoint: {last}; model and batch are kept in {folder}; "
+        "lower train.lr or train.clip, or lengthen train.warmup_steps"
+    )
+
+
+def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
+    state = session.state
+    assert state.loss is not None
+    result = TrainResult(
+        run_dir=run.path,
+        steps=state.step,
+        tokens=state.tokens,
+        final_loss=state.loss,
+        tokens_per_second=state.tokens / max(state.seconds, 1e-9),
+        peak_memory_bytes=peak_memory(session.world.device),
+        train_seconds=state.seconds,
+        notes=notes,
+    )
+    with disk_errors(run.model, f"the last checkpoint is intact: {LOST}"):
+        session.save_model(run.model)
+        if session.world.is_main:
+            run.write_result(result)
+    session.world.barrier()
+    return result

@@ -1,0 +1,105 @@
+"""What a run writes down: JSON lines that survive a crash, and the numbers in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from libmoe.core.errors import CheckpointError
+from libmoe.core.statistics import LayerLoad, StepStatistics, all_reduce_sum
+
+DEAD_SHARE = 0.01
+"""An expert with less than this fraction of a fair share counts as dead."""
+
+
+class JsonLines:
+    """An append-only file with one JSON object a line.
+
+    Every line reaches the operating system when it is written, so a killed process loses none; :meth:`sync` also
+    brings it to the disk, before a checkpoint says where the file ends.
+
+    Args:
+        offset: cut the file to this many bytes first; what lies beyond belongs to steps that are run again.
+
+    Raises:
+        CheckpointError: the file is shorter than that.
+    """
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._file = path.open("ab", buffering=0)
+        size = self._file.seek(0, os.SEEK_END)
+        if size < offset:
+            self._file.close()
+            raise CheckpointError(
+                f"{path} has {size} bytes, the checkpoint was made at {offset}: lines were removed; restore the file "
+                "or start anew with --overwrite"
+            )
+        self._file.truncate(offset)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line; numbers that JSON lacks (NaN, infinity) become ``null``."""
+        self._file.write((json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n").encode())
+
+    def sync(self) -> int:
+        """Size of the file in bytes, all of them on the disk."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def short(value: float) -> float:
+    """Seven significant digits: what float32 holds."""
+    return float(f"{value:.7g}")
+
+
+def balance(loads: Mapping[int, LayerLoad]) -> dict[str, dict[str, Any]]:
+    """How evenly each layer spread its tokens.
+
+    Returns:
+        By layer index (as text, for JSON): ``load``, the N shares of assignments; ``entropy`` of the shares in
+        nats (ln N at best); ``max_violation``, largest share over fair share minus 1 (arXiv 2408.15664 §2.3, for
+        one batch); ``dead``, experts with less than a hundredth of a fair share.
+    """
+    result = {}
+    for layer, load in loads.items():
+        share_N = load.count_N.double() / load.count_N.double().sum().clamp_min(1e-12)
+        fair = 1 / len(share_N)
+        result[str(layer)] = {
+            "load": [short(s) for s in share_N.tolist()],
+            "entropy": short(float(torch.special.entr(share_N).sum())),
+            "max_violation": short(float(share_N.max()) / fair - 1),
+            "dead": int((share_N < DEAD_SHARE * fair).sum()),
+        }
+    return result
+
+
+def auxiliary_losses(statistics: StepStatistics) -> dict[str, float]:
+    """Mean over layers of each auxiliary loss of the step, over all ranks and without its coefficient."""
+    keys = sorted(statistics.losses)
+    if not keys:
+        return {}
+    parts = torch.stack([torch.stack([part.double() for part in statistics.losses[key]]) for key in keys])
+    parts = all_reduce_sum(parts)
+    values = (parts[:, 0] / parts[:, 1].clamp_min(1e-12)).tolist()
+    means: dict[str, list[float]] = {}
+    for (_, name), value in zip(keys, values):
+        means.setdefault(name, []).append(value)
+    return {name: short(sum(v) / len(v)) for name, v in means.items()}

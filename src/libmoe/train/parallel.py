@@ -1,0 +1,154 @@
+"""Processes, devices and replicas: one process, DDP or FSDP2 behind the same few calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from libmoe.core.errors import ConfigError
+from libmoe.train.recipe import TrainConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: ``rank`` of ``size``, its ``device``, and how parameters are kept (``mode``)."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mode: str
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def join(config: TrainConfig) -> Iterator[World]:
+    """Join the processes that ``torchrun`` started (gloo on CPU, nccl on CUDA); leave again at the end.
+
+    One process needs no process group: ``ddp`` and ``fsdp`` then mean ``none``, which computes the same.
+
+    Raises:
+        ConfigError: several processes were started for ``parallel: none``.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1 and config.parallel == "none":
+        raise ConfigError(f"train.parallel='none' but {size} processes were started; use 'auto', 'ddp' or 'fsdp'")
+    mode = "none" if size == 1 else "ddp" if config.parallel == "auto" else config.parallel
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    ours = size > 1 and not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, device, mode)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's transformer blocks: the unit of sharding, recomputation and compilation."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def shard(model: nn.Module, world: World, dtype: str) -> None:
+    """FSDP2: each process keeps a part of every parameter; blocks are gathered when they run (in place).
+
+    Raises:
+        ConfigError: a parameter cannot be sharded.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0:
+            raise ConfigError(f"train.parallel='fsdp' cannot shard the scalar parameter {name!r}; use 'ddp'")
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    low = torch.bfloat16 if dtype == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+class Replica:
+    """The module to call in training: the model itself, or its DDP wrapper, made anew when a controller has
+    added, removed, frozen or thawed parameters (DDP reduces those it was made with)."""
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self.model, self.world = model, world
+        self._wrapped: nn.Module | None = None
+        self._signature: tuple = ()
+
+    def module(self) -> nn.Module:
+        if self.world.mode != "ddp":
+            return self.model
+        signature = tuple((id(p), p.requires_grad) for p in self.model.parameters())
+        if self._wrapped is None or signature != self._signature:
+            self._signature = signature
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                self.model,
+                device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
+                find_unused_parameters=True,  # an expert without tokens may get no gradient on some rank
+                gradient_as_bucket_view=True,
+            )
+        return self._wrapped
+
+
+def precision(world: World, dtype: str) -> AbstractContextManager:
+    """Context of a forward pass; FSDP casts parameters itself."""
+    if dtype == "bf16" and world.mode != "fsdp":
+        return torch.autocast(world.device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """Reduce gradients over processes in backward passes inside the block, or only add them up here."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        with contextlib.nullcontext() if enabled else module.no_sync():
+            yield
+        return
+    if hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(enabled)
+    yield
+
+
+def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
+    """Scale gradients to a norm of at most ``limit``; returns the norm before, over all shards."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def compile_blocks(model: nn.Module) -> int:
+    """Compile every block in place, its MoE layer left out; returns how many.
+
+    Routing decides shapes from data, and the context it reads is a Python object: both would break the graph
+    in many places and recompile for every new load.  The rest of a block is compiled up to the MoE layer and
+    after it.
+    """
+    from libmoe.layers import moe_layers
+
+    for _, layer in moe_layers(model):
+        layer.forward = torch.compiler.disable(layer.forward, reason="routing depends on data")
+    found = blocks(model)
+    for block in found:
+        block.compile()
+    return len(found)

@@ -1,0 +1,268 @@
+"""Recipes: one typed tree that says everything about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from libmoe.core.config import build, override, to_dict
+from libmoe.core.errors import ConfigError, unknown
+from libmoe.data.files import write_atomically
+from libmoe.methods import METHODS, create
+from libmoe.models.backbones import BackboneConfig
+from libmoe.train.schedule import Schedule
+
+
+@dataclass
+class MethodConfig:
+    """Which method goes where.
+
+    Attributes:
+        name, options: a registered method and its own options.
+        where: which layers become MoE layers (``all``, ``every:2``, ``last:6``, a list of numbers, ...).
+        init: ``scratch``, or ``copy`` to start every expert from the dense FFN (sparse upcycling).
+    """
+
+    name: str = "smoe"
+    options: dict[str, Any] = field(default_factory=dict)
+    where: str | list[int] = "all"
+    init: Literal["scratch", "copy"] = "scratch"
+
+
+@dataclass
+class DataConfig:
+    """Text to train on.
+
+    Attributes:
+        source: ``embedded``, a file or folder with documents, or ``hf:<data set>``.
+        domains: the domains to use; ``None`` for all.
+        mixture: ``uniform``, ``proportional`` or a weight for each domain.
+        seq_len: tokens of a training row; documents are packed into rows.
+        tokenizer: ``embedded``, a ``tokenizer.json``, a model folder or a name on the hub.
+        document_mask: documents that share a row do not see each other.
+        text_field, domain_field: columns of tabular sources.
+    """
+
+    source: str = "embedded"
+    domains: list[str] | None = None
+    mixture: str | dict[str, float] = "uniform"
+    seq_len: int = 128
+    tokenizer: str = "embedded"
+    document_mask: bool = True
+    text_field: str = "text"
+    domain_field: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("data.seq_len", self.seq_len, 2)
+
+
+@dataclass
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: rows of one optimiser step, over all processes and micro-batches.
+        micro_batch_size: rows of one forward pass in one process; ``None`` makes one pass of each process's part.
+        lr, schedule, warmup_steps, min_lr_ratio, decay_fraction: see :func:`libmoe.train.schedule.learning_rate`.
+        weight_decay, betas, eps: of AdamW; norms, biases and embeddings do not decay.
+        clip: largest norm of the gradient; ``None`` leaves it alone.
+        router_lr_scale, expert_lr_scale: learning rates of these parameters relative to ``lr``.
+        dtype: ``fp32``, or ``bf16`` for mixed precision (parameters and optimiser state stay in fp32).
+        activation_checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+        compile: compile the blocks around the MoE layers.
+        parallel: ``none``, ``ddp`` (a replica in each process), ``fsdp`` (parameters sharded over processes)
+            or ``auto``: ``ddp`` under ``torchrun``, ``none`` without.
+        log_every, eval_every, save_every: in steps; ``None`` evaluates or saves only at the end.
+        keep_checkpoints: how many checkpoints to keep, besides the one with the best evaluation.
+        exact_counts: with gradient accumulation, count the load of the whole batch in a first pass without
+            gradients for losses that balance over it.
+        trackers: any of ``tensorboard``, ``wandb``, ``mlflow``.
+        threads: CPU threads of each process; ``None`` leaves torch's choice.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    lr: float = 1e-3
+    min_lr_ratio: float = 0.1
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    clip: float | None = 1.0
+    router_lr_scale: float = 1.0
+    expert_lr_scale: float = 1.0
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    log_every: int = 10
+    eval_every: int | None = None
+    save_every: int | None = 100
+    keep_checkpoints: int = 2
+    exact_counts: bool = True
+    trackers: list[str] = field(default_factory=list)
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every", "threads"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        _at_least("train.warmup_steps", self.warmup_steps, 0)
+        _at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
+        for name in ("lr", "clip", "eps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"train.{name} must be greater than 0, got {value}")
+        for name in ("min_lr_ratio", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"train.{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "router_lr_scale", "expert_lr_scale"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"train.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"train.warmup_steps={self.warmup_steps} leaves nothing of train.steps={self.steps}; "
+                f"use at most {self.steps - 1}"
+            )
+        if self.schedule == "wsd" and self.warmup_steps + round(self.decay_fraction * self.steps) > self.steps:
+            raise ConfigError(
+                f"train.decay_fraction={self.decay_fraction} overlaps the warm-up; "
+                f"use at most {(self.steps - self.warmup_steps) / self.steps:.3g}"
+            )
+
+
+@dataclass
+class EvalConfig:
+    """What is measured when training is over (and, for the held-out loss, on the way).
+
+    Attributes:
+        windows_per_domain: held-out windows of ``seq_len`` tokens per domain.
+        tasks: names of evaluation tasks; ``task_limit`` items of each (``None``: all).
+        sample_documents: documents whose routing is kept token by token for the report.
+        batch_size: rows of a forward pass.
+        trace: write every routing decision on the held-out windows to ``trace.parquet``.
+    """
+
+    windows_per_domain: int = 16
+    tasks: list[str] = field(default_factory=list)
+    task_limit: int | None = None
+    sample_documents: int = 1
+    batch_size: int = 16
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("windows_per_domain", "task_limit", "batch_size"):
+            _at_least(f"eval.{name}", getattr(self, name), 1)
+        _at_least("eval.sample_documents", self.sample_documents, 0)
+
+
+@dataclass
+class Recipe:
+    """A run: which model, which method, which data, how long, how it is measured, which seed."""
+
+    backbone: BackboneConfig
+    name: str = "run"
+    method: MethodConfig = field(default_factory=MethodConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        longest = self.backbone.max_position_embeddings
+        if self.backbone.checkpoint is None and self.data.seq_len > longest:
+            raise ConfigError(
+                f"data.seq_len={self.data.seq_len} is longer than backbone.max_position_embeddings={longest}; "
+                f"use at most {longest} or raise the latter"
+            )
+
+
+def _at_least(name: str, value: float | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+def validate(recipe: Recipe, world_size: int = 1) -> list[str]:
+    """Check what needs the method registry or the number of processes.
+
+    Returns:
+        Notes that belong beside the results, for example that the method sees the future.
+
+    Raises:
+        ConfigError: unknown method or option, or a batch that cannot be divided evenly.
+    """
+    create(recipe.method.name, recipe.method.options)
+    micro_batches(recipe.train, world_size)
+    notes = []
+    if not METHODS.info(recipe.method.name).facts.get("causal", True):
+        notes.append(
+            f"method {recipe.method.name!r} is not causal: its routing of a token depends on later tokens, so the "
+            "loss of a causal language model is too optimistic"
+        )
+    return notes
+
+
+def micro_batches(train: TrainConfig, world_size: int) -> int:
+    """Forward passes of each process per optimiser step.
+
+    Raises:
+        ConfigError: the batch is not divisible by processes times micro-batch size.
+    """
+    size = train.micro_batch_size or max(1, train.batch_size // world_size)
+    if train.batch_size % (size * world_size):
+        valid = [b for b in range(1, train.batch_size + 1) if train.batch_size % (b * world_size) == 0]
+        fix = (
+            f"use micro_batch_size={min(valid, key=lambda b: abs(b - size))}"
+            if valid
+            else f"use batch_size={-(-train.batch_size // world_size) * world_size}"
+        )
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is not divisible by micro_batch_size={size} x {world_size} "
+            f"process(es); {fix}"
+        )
+    return train.batch_size // (size * world_size)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Recipes that ship with the package, by name."""
+    folder = resources.files("libmoe") / "recipes"
+    return {p.name.removesuffix(".yaml"): Path(str(p)) for p in folder.iterdir() if p.name.endswith(".yaml")}
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by packaged name or path and apply ``key.sub=value`` overrides.
+
+    Raises:
+        ConfigError: no such recipe, not YAML, an unknown key (naming the nearest one), or an impossible value.
+    """
+    shipped = packaged_recipes()
+    path = shipped.get(str(source), Path(source))
+    if not path.is_file():
+        raise unknown("recipe", source, shipped)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys, got {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    for assignment in overrides:
+        override(values, assignment)
+    recipe = build(Recipe, values)
+    validate(recipe)
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write the resolved recipe, defaults included, as YAML that :func:`load_recipe` reads back equal."""
+    text = yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+    write_atomically(Path(path), text.encode("utf-8"))
