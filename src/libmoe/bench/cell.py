@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from libmoe.core.errors import LibMoEError
+from libmoe.core.files import write_json
 from libmoe.train.recipe import Recipe
 
 
@@ -35,16 +35,6 @@ def finished_row(spec: CellSpec) -> dict[str, Any] | None:
     except (OSError, json.JSONDecodeError):
         return None
     return row if row.get("status") == "ok" else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-        json.dump(value, out, indent=1, allow_nan=False)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, path)
 
 
 def run_cell(spec: CellSpec) -> dict[str, Any]:
@@ -89,10 +79,10 @@ def _head(spec: CellSpec) -> dict[str, Any]:
 
 
 def _train_and_evaluate(spec: CellSpec) -> dict[str, Any]:
-    from libmoe.eval import evaluate_run
+    from libmoe.eval import evaluate_run, heldout_evaluator
     from libmoe.train import train
 
-    result = train(spec.recipe, spec.run_dir, quiet=True)
+    result = train(spec.recipe, spec.run_dir, quiet=True, evaluate=heldout_evaluator(spec.recipe))
     evaluation = evaluate_run(spec.run_dir)
     row = _head(spec) | {
         k: v

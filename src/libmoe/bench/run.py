@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from libmoe.bench.cell import CellSpec, finished_row, run_cell, write_json
+from libmoe.bench.cell import CellSpec, finished_row, run_cell
 from libmoe.bench.grid import Grid
 from libmoe.bench.live import LiveTable
 from libmoe.bench.match import Matched, match_sizes
 from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
+from libmoe.core.files import write_json
 
 Say = Callable[[str], None]
 

@@ -205,12 +205,8 @@ def methods(
 @app.command()
 def papers(
     which: Annotated[str | None, typer.Argument(help="Number or key of a paper: show its entry.")] = None,
-    search: Annotated[
-        str | None, typer.Option("--search", help="Words in title, summary or parts.")
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option("--kind", help="Only papers of this kind, e.g. router.")
-    ] = None,
+    search: Annotated[str | None, typer.Option("--search", help="Words in title, summary or parts.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only papers of this kind, e.g. router.")] = None,
     status: Annotated[str | None, typer.Option("--status", help="built, partial or planned.")] = None,
     as_json: Json = False,
 ) -> None:

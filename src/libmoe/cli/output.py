@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -37,7 +38,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
         numeric = bool(rows) and all(isinstance(r[i], (int, float)) or r[i] in ("", "-") for r in rows)
         out.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        out.add_row(*(_cell(v) for v in row))
+        out.add_row(*(Text(_cell(v)) for v in row))  # plain text: brackets are no markup here
     console.print(out)
 
 

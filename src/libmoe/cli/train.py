@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def run(
         recipe, folder, resume=resume, overwrite=overwrite, quiet=quiet, evaluate=heldout_evaluator(recipe)
     )
     summary = asdict(result)
-    if result.is_main:
+    if int(os.environ.get("RANK", "0")) == 0:  # under torchrun one process speaks
         say(
             f"Trained {result.steps} steps, {result.tokens:,} tokens, loss {result.final_loss:.4f} -> {folder}"
         )

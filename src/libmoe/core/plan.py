@@ -233,7 +233,7 @@ class SoftPlan(Plan):
         # Rows must be sorted by expert across all groups: [G, N, P, D] -> [N, G * P, D].
         dim = x_TD.shape[1]
         x_RD = slot_GSD.view(groups, self.num_experts, per_expert, dim).transpose(0, 1).reshape(groups * slots, dim)
-        bounds = tuple(range(0, groups * slots + 1, groups * per_expert))
+        bounds = tuple(groups * per_expert * e for e in range(self.num_experts + 1))
         y_RD = experts.forward_rows(x_RD, Segments(bounds))
         y_GSD = y_RD.view(self.num_experts, groups, per_expert, dim).transpose(0, 1).reshape(groups, slots, dim)
         y_GLD = torch.einsum("gls,gsd->gld", self.combine_GLS.to(y_GSD.dtype), y_GSD)

@@ -53,3 +53,7 @@ class Router(nn.Module):
     def expected_load(self) -> list[float]:
         """Rows per token that each expert gets when routing goes as intended (for cost accounting)."""
         raise NotImplementedError(f"{type(self).__name__} defines no expected_load()")
+
+    def mixing_flops(self, dim: int) -> float:
+        """Forward FLOPs per token of mixing the experts' outputs (for cost accounting)."""
+        return 2.0 * sum(self.expected_load()) * dim

@@ -13,20 +13,21 @@ import hashlib
 import numpy as np
 
 
-def random_u64(count: int, *key: object) -> np.ndarray:
-    """Return ``count`` uniform 64-bit integers, a pure function of ``key`` (compared by its ``repr``)."""
-    start = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
+def random_u64(count: int, *key: str | int) -> np.ndarray:
+    """Return ``count`` uniform 64-bit integers, a pure function of ``key``."""
+    text = repr([k if isinstance(k, str) else int(k) for k in key])  # int: numpy's integers print differently
+    start = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def random_unit(count: int, *key: object) -> np.ndarray:
+def random_unit(count: int, *key: str | int) -> np.ndarray:
     """Return ``count`` uniform float64 numbers in [0, 1), a pure function of ``key``."""
     return (random_u64(count, *key) >> np.uint64(11)) * 2.0**-53
 
 
-def permutation(count: int, *key: object) -> np.ndarray:
+def permutation(count: int, *key: str | int) -> np.ndarray:
     """Return a random order of ``range(count)`` as int64, a pure function of ``key``."""
     return np.argsort(random_u64(count, *key), kind="stable")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from libmoe.report.load import Grid
 
-POINTS = 120
+POINTS = 96
 """A line keeps at most this many points; more would not be seen."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -113,6 +114,11 @@ def _both(wide: Markup, narrow: Markup) -> Markup:
     return el("div", el("div", wide, class_="wide"), el("div", narrow, class_="narrow"), class_="figure")
 
 
+def _tall(height: int, labels: Sequence[object]) -> int:
+    """Give a picture that labels every method room for all of the labels."""
+    return max(height, 80 + 18 * len(labels))
+
+
 def _headline(summary: Summary) -> Markup:
     words = summary["words"]
     compared = [method for method in summary["methods"] if method["difference"]]
@@ -171,11 +177,9 @@ def _curves(summary: Summary) -> list[object]:
         if not series:
             content += _missing(f"{title}: no run logged a curve.")
             continue
-        drawn = [
-            curves(series, methods, width, height, unit, name)
-            for width, height in ((WIDE, 400), (NARROW, 300))
-        ]
-        content.append(el("figure", el("h3", title), _both(*drawn), class_="curves"))
+        wide = curves(series, methods, WIDE, _tall(400, series), unit, name)
+        narrow = curves(series, methods, NARROW, 300, unit, name)
+        content.append(el("figure", el("h3", title), _both(wide, narrow), class_="curves"))
     if not any(summary["curves"].values()):
         return content
     return [_legend(summary), *content, _note(
@@ -278,7 +282,7 @@ def _cost(summary: Summary) -> list[object]:
     placed = [method for method in summary["methods"] if method["flops_per_token"]]
     content: list[object] = []
     if placed:
-        picture = _both(scatter(placed, WIDE, 420), scatter(placed, NARROW, 320))
+        picture = _both(scatter(placed, WIDE, _tall(420, placed)), scatter(placed, NARROW, 320))
         keys = [el("li", swatch(method), name_of(method)) for method in placed]
         content.append(el("figure", picture, el("ul", *keys, class_="keys narrow"), class_="curves"))
     else:

@@ -14,8 +14,8 @@ from libmoe.report.numbers import count
 
 MAX_LAYERS = 6
 """Of a deeper model evenly spaced layers are shown, first and last among them."""
-ROUTING_BUDGET = 400_000
-SAMPLE_BUDGET = 600_000
+ROUTING_BUDGET = 300_000
+SAMPLE_BUDGET = 500_000
 """Characters that the page may spend on heat maps and on sample text."""
 IDLE = 0.01
 """An expert below this fraction of its fair share counts as idle."""
@@ -34,13 +34,21 @@ def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
         if not layers and row.kind == "moe":
             skipped += 1
         if layers:
-            runs.append({"method": row.method, "seed": row.seed, "layers": _spaced(layers, notes)})
+            runs.append({"method": row.method, "seed": row.seed, "layers": _spaced(layers, MAX_LAYERS)})
     if skipped:
         notes.append(f"{count(skipped, 'MoE run')} left no routing statistics: no load or heat map for them.")
     if len(to_json(runs)) > ROUTING_BUDGET:
         first = {run["method"]: run["seed"] for run in reversed(runs)}
         runs = [run for run in runs if first[run["method"]] == run["seed"]]
         notes.append("To keep the page small, routing is shown for the first seed of each method only.")
+    most = MAX_LAYERS
+    while len(to_json(runs)) > ROUTING_BUDGET and most > 1:
+        most -= 1
+        runs = [{**run, "layers": _spaced(run["layers"], most)} for run in runs]
+    if any(len(_layers(grid, row)) > most for row in grid.finished):
+        notes.append(
+            f"Of deep models {count(most, 'evenly spaced layer')} {'is' if most == 1 else 'are'} shown."
+        )
     return runs
 
 
@@ -94,7 +102,7 @@ def sample_text(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
         read = [text for item in texts if (text := _text(item))]
         layers = sorted({layer for text in read for layer in text["experts"]}, key=_layer_order)
         if layers:
-            layers = _spaced(layers, notes)
+            layers = _spaced(layers, MAX_LAYERS)
             for text in read:
                 text["experts"] = {layer: text["experts"].get(layer, []) for layer in layers}
             samples[row.method] = {"method": row.method, "seed": row.seed, "layers": layers, "texts": read}
@@ -170,13 +178,12 @@ def _information(share_DN: NDArray[np.float64]) -> float:
     return float((share_DN * np.log2(ratio)).sum(axis=1).mean())
 
 
-def _spaced(layers: list[Any], notes: list[str]) -> list[Any]:
-    if len(layers) <= MAX_LAYERS:
+def _spaced(layers: list[Any], most: int) -> list[Any]:
+    """Keep at most ``most`` layers, the last one among them, evenly spaced."""
+    if len(layers) <= most:
         return layers
-    note = f"Of deep models {MAX_LAYERS} evenly spaced layers are shown."
-    if note not in notes:
-        notes.append(note)
-    return [layers[round(i * (len(layers) - 1) / (MAX_LAYERS - 1))] for i in range(MAX_LAYERS)]
+    last = len(layers) - 1
+    return [layers[round(last - last * i / max(1, most - 1))] for i in reversed(range(most))]
 
 
 def _layer_order(name: str) -> tuple[int, str]:

@@ -86,5 +86,9 @@ class SoftRouter(Router):
         """Slots of an expert over tokens of a sequence of the usual length; longer sequences cost less per token."""
         return [self.rows_per_token / self.num_experts] * self.num_experts
 
+    def mixing_flops(self, dim: int) -> float:
+        """Tokens into slots, slots back into tokens."""
+        return 4.0 * self.num_experts * self.slots_per_expert * dim
+
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, slots_per_expert={self.slots_per_expert}"

@@ -64,45 +64,62 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, recipe: Recipe, world: World, overwrite: bool = False) -> None:
-        self.path, self.world = path, world
-        self.checkpoints, self.model = path / "checkpoints", path / "model"
-        self._lock = self._take_lock() if world.is_main else None
-        world.barrier()
-        if overwrite:
-            if world.is_main:
-                self._clear()
-        else:
-            self._compare(recipe)
-        world.barrier()  # nobody goes on before all have compared
+        self.path, self.recipe, self.world, self.overwrite = path, recipe, world, overwrite
+        self.checkpoints, self.model, self.result_file = path / "checkpoints", path / "model", path / "result.json"
+        self._lock: int | None = None
 
-    def begin(self, recipe: Recipe) -> None:
+    def __enter__(self) -> RunFolder:
+        try:
+            if self.world.is_main:
+                self._take_lock()
+            self.world.barrier()
+            if not self.overwrite:
+                self._compare()
+            elif self.world.is_main:
+                self._clear()
+            self.world.barrier()  # nobody goes on before all have compared
+        except BaseException:
+            self._release_lock()
+            raise
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._release_lock()
+
+    def begin(self) -> None:
         """The set-up has succeeded: from now on the folder belongs to this recipe (main rank only)."""
         if not (self.path / "recipe.yaml").exists():
-            save_recipe(recipe, self.path / "recipe.yaml")
+            save_recipe(self.recipe, self.path / "recipe.yaml")
             write_json(self.path / "env.json", environment(self.world))
         self.result_file.unlink(missing_ok=True)  # the run goes on, so what it ended with is void
         remove_folder(self.model)
 
-    def _take_lock(self) -> int | None:
+    def _take_lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
-            return None
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+            return
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it even after kill -9
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it even after kill -9
         except OSError:
-            os.close(lock)
             raise TrainingError(f"{self.path} is in use by another process; wait or choose another folder") from None
-        return lock
 
-    def _compare(self, recipe: Recipe) -> None:
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _compare(self) -> None:
         stored = self.path / "recipe.yaml"
         if not stored.exists():
             if self.checkpoints.exists() or self.result_file.exists():
                 raise ConfigError(f"{self.path} holds a run without recipe.yaml; choose another folder or --overwrite")
             return
-        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        difference = first_difference(before, to_dict(recipe))
+        try:
+            before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise ConfigError(f"{stored} cannot be read; restore it, or --overwrite to start anew") from None
+        difference = first_difference(before, to_dict(self.recipe))
         if difference:
             raise ConfigError(
                 f"{self.path} holds a run of another recipe: {difference}; "
@@ -110,14 +127,10 @@ class RunFolder:
             )
 
     def _clear(self) -> None:
-        for name in FOLDERS:
-            remove_folder(self.path / name)
+        for folder in [*(self.path / name for name in FOLDERS), *self.path.glob("failed-step-*")]:
+            remove_folder(folder)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-
-    @property
-    def result_file(self) -> Path:
-        return self.path / "result.json"
 
     def result(self) -> TrainResult | None:
         """The result of a finished run."""
@@ -127,13 +140,6 @@ class RunFolder:
 
     def write_result(self, result: TrainResult) -> None:
         write_json(self.result_file, {k: v for k, v in asdict(result).items() if k != "run_dir"})
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
 
 
 def first_difference(before: Any, now: Any, where: str = "") -> str:

@@ -78,7 +78,7 @@ def train(
             session = Session(recipe, world, start, quiet)
             world.barrier()  # every process has read before the main one deletes
             if world.is_main:
-                run.begin(recipe)
+                run.begin()
                 checkpoint.drop_after(run.checkpoints, session.state.step)
             with Progress(recipe.name, session.state.step, recipe.train.steps, quiet) as progress:
                 for note in notes:

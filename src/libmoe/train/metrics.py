@@ -40,7 +40,8 @@ class JsonLines:
                 f"{path} has {size} bytes, the checkpoint was made at {offset}: lines were removed; restore the file "
                 "or start anew with --overwrite"
             )
-        self._file.truncate(offset)
+        if size > offset:
+            self._file.truncate(offset)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; numbers that JSON lacks (NaN, infinity) become ``null``."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from libmoe.core.context import checkpoint_contexts
 from libmoe.core.errors import ConfigError
 from libmoe.train.recipe import TrainConfig
 
@@ -135,6 +136,20 @@ def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
     """Scale gradients to a norm of at most ``limit``; returns the norm before, over all shards."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Keep only the input of each block and run it again in the backward pass, with the routing it had.
+
+    Raises:
+        ConfigError: the backbone cannot do that.
+    """
+    # transformers renamed the method in 5.24.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+    except ValueError as error:
+        raise ConfigError(f"train.activation_checkpointing: {error}") from None
 
 
 def compile_blocks(model: nn.Module) -> int:

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from libmoe.controllers import StepInfo
-from libmoe.core.context import checkpoint_contexts
 from libmoe.core.errors import CheckpointError
 from libmoe.core.statistics import StepStatistics
 from libmoe.models import param_roles
@@ -65,7 +64,7 @@ class Session:
         self.model = build_model(recipe, len(self.data.tokenizer)).to(world.device).train()
         roles = param_roles(self.model)  # by name, before sharding replaces the parameters
         if cfg.activation_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+            parallel.recompute_blocks(self.model)
         if cfg.compile:
             parallel.compile_blocks(self.model)
         if world.mode == "fsdp":

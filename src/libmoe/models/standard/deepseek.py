@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from libmoe.experts import SharedExpert
 from libmoe.layers import MoELayer
-from libmoe.models.standard.family import Family, NotExpressibleError, Rows, check_experts, dense_places
+from libmoe.models.standard.family import Family, NotExpressibleError, Rows, Source, check_experts, dense_places
 from libmoe.routers import LinearGate
 from libmoe.routers.group_limited import GroupLimitedRouter
 
 
 class DeepseekV3(Family):
     model_type, prefix, block_class = "deepseek_v3", "DeepseekV3", "DeepseekV3MoE"
-    tensors = {
+    tensors: ClassVar[Mapping[str, Source]] = {
         "router.gate.weight": "gate.weight",
         "router.selection_bias": "gate.e_score_correction_bias",
         "experts.w_in": "experts.gate_up_proj",
@@ -39,7 +39,9 @@ class DeepseekV3(Family):
         check_experts(layer, self.model_type)
         router = layer.router
         if type(router) is not GroupLimitedRouter:
-            raise NotExpressibleError(f"deepseek_v3 has biased sigmoid routing in groups, this is {type(router).__name__}")
+            raise NotExpressibleError(
+                f"deepseek_v3 has biased sigmoid routing in groups, this is {type(router).__name__}"
+            )
         if type(router.gate) is not LinearGate or router.gate.bias is not None or not router.renormalise:
             raise NotExpressibleError("deepseek_v3 has a gate of one matrix and weights that sum to a constant")
         if router.eval_capacity_factor is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from libmoe.core.errors import ConfigError
 from libmoe.experts import SharedExpert
 from libmoe.layers import MoELayer
-from libmoe.models.standard.family import Family, NotExpressibleError, Rows, check_experts, dense_places
+from libmoe.models.standard.family import Family, NotExpressibleError, Rows, Source, check_experts, dense_places
 from libmoe.routers import LinearGate, TopKRouter
 
 _EXPERTS = {
@@ -21,7 +21,7 @@ _EXPERTS = {
 class Softmax(Family):
     """Probabilities over all experts, the k largest used; auxiliary losses start at zero."""
 
-    tensors = _EXPERTS
+    tensors: ClassVar[Mapping[str, Source]] = _EXPERTS
 
     def method(self, config: Any) -> tuple[str, dict[str, Any]]:
         return "smoe", {
@@ -67,7 +67,7 @@ class Mixtral(Softmax):
     """Mixtral (arXiv 2401.04088): weights of the chosen experts sum to 1."""
 
     model_type, prefix, block_class = "mixtral", "Mixtral", "MixtralSparseMoeBlock"
-    backbones = {"llama": "Llama", "mistral": "Mistral"}
+    backbones: ClassVar[Mapping[str, str]] = {"llama": "Llama", "mistral": "Mistral"}
 
     def normalised(self, config: Any) -> bool:
         return True
@@ -93,7 +93,7 @@ class Qwen3Moe(Softmax):
     """Qwen3-MoE (arXiv 2505.09388)."""
 
     model_type, prefix, block_class = "qwen3_moe", "Qwen3Moe", "Qwen3MoeSparseMoeBlock"
-    backbones = {"qwen3": "Qwen3"}
+    backbones: ClassVar[Mapping[str, str]] = {"qwen3": "Qwen3"}
 
     def width(self, config: Any) -> int:
         return int(config.moe_intermediate_size)
@@ -109,8 +109,8 @@ class Qwen2Moe(Qwen3Moe):
     """Qwen2-MoE (arXiv 2407.10671): beside the experts a shared one, scaled by a gate of its own."""
 
     model_type, prefix, block_class = "qwen2_moe", "Qwen2Moe", "Qwen2MoeSparseMoeBlock"
-    backbones = {"qwen2": "Qwen2"}
-    tensors = {
+    backbones: ClassVar[Mapping[str, str]] = {"qwen2": "Qwen2"}
+    tensors: ClassVar[Mapping[str, Source]] = {
         **_EXPERTS,
         "shared.ffn.w_in": Rows(("shared_expert.gate_proj.weight", "shared_expert.up_proj.weight")),
         "shared.ffn.w_out": "shared_expert.down_proj.weight",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from libmoe.core.errors import ConfigError
 from libmoe.layers import MoELayer
-from libmoe.models.standard.family import Family, NotExpressibleError, PerExpert, check_experts
+from libmoe.models.standard.family import Family, NotExpressibleError, PerExpert, Source, check_experts
 from libmoe.routers import LinearGate, TopKRouter
 
 UNLIMITED = 2**30
@@ -18,9 +18,9 @@ class SwitchTransformers(Family):
     drop nothing then.  Both agree on sequences of up to ``expert_capacity`` tokens."""
 
     model_type, prefix, block_class = "switch_transformers", "SwitchTransformers", "SwitchTransformersSparseMLP"
-    backbones = {"t5": "T5"}
-    renames = {"DenseReluDense": "mlp"}
-    tensors = {
+    backbones: ClassVar[Mapping[str, str]] = {"t5": "T5"}
+    renames: ClassVar[Mapping[str, str]] = {"DenseReluDense": "mlp"}
+    tensors: ClassVar[Mapping[str, Source]] = {
         "router.gate.weight": "router.classifier.weight",
         "experts.w_in": PerExpert("experts.expert_{}.wi.weight"),
         "experts.w_out": PerExpert("experts.expert_{}.wo.weight"),

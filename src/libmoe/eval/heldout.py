@@ -1,0 +1,109 @@
+"""Held-out bits per byte, by domain and by window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import libmoe.core.context as context
+from libmoe.data import TokenizedCorpus, eval_windows, load_corpus, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from libmoe.data import TokenizedSplit
+    from libmoe.train.recipe import DataConfig, Recipe
+
+Windows = dict[str, list[dict[str, Tensor]]]
+
+
+def open_data(data: DataConfig, progress: bool = False) -> tuple[TokenizedCorpus, PreTrainedTokenizerFast]:
+    """The tokenized corpus of a recipe's ``data`` section (read from the cache after the first time)."""
+    corpus = load_corpus(
+        data.source, domains=data.domains, text_field=data.text_field, domain_field=data.domain_field
+    )
+    tokenizer = load_tokenizer(data.tokenizer)
+    return TokenizedCorpus.build(corpus, tokenizer, progress=progress), tokenizer
+
+
+def token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """``[B, L]`` negative log-likelihood in nats of each predicted token, 0 where nothing is predicted.
+
+    Column l holds token l as predicted from the tokens before it.
+    """
+    device = next(model.parameters()).device
+    ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+    with context.options(side={"domain": batch["domain_ids"].to(device)}):
+        logits = model(input_ids=ids, position_ids=batch["position_ids"].to(device), use_cache=False).logits
+    nll = F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+    )
+    return F.pad(nll, (1, 0))
+
+
+class HeldOut:
+    """Held-out windows of every domain, ready to be scored with any model.
+
+    Args:
+        split: a held-out split of a tokenized corpus.
+        seq_len: tokens per window.
+        per_domain: at most this many windows of each domain, evenly spaced; ``None`` for all.
+        batch_size: windows per forward pass.
+    """
+
+    def __init__(
+        self, split: TokenizedSplit, seq_len: int, per_domain: int | None = None, batch_size: int = 16
+    ) -> None:
+        self.domains = [d for d in split if split[d].num_documents]
+        self.windows: Windows = {
+            d: eval_windows(split, d, seq_len, per_domain, batch_size) for d in self.domains
+        }
+
+    def score(self, model: nn.Module, recorders: Sequence[Callable[..., None]] = ()) -> dict[str, Any]:
+        """``{"bits_per_byte", "domains": {name: value}, "windows": {name: [[bits, bytes], ...]}}``.
+
+        The overall number divides all bits by all bytes.  The model is left in the mode it was in.
+        """
+        was_training = model.training
+        model.eval()
+        found: dict[str, list[list[float]]] = {}
+        try:
+            with torch.no_grad(), context.options(recorders=recorders):
+                for domain, batches in self.windows.items():
+                    found[domain] = []
+                    for batch in batches:
+                        bits = token_nll(model, batch).double().sum(1) / math.log(2)
+                        found[domain] += [
+                            list(pair) for pair in zip(bits.tolist(), batch["num_bytes"].tolist())
+                        ]
+        finally:
+            model.train(was_training)
+        totals = {d: (sum(b for b, _ in rows), sum(n for _, n in rows)) for d, rows in found.items()}
+        overall = sum(b for b, _ in totals.values()) / sum(n for _, n in totals.values())
+        return {
+            "bits_per_byte": overall,
+            "domains": {d: b / n for d, (b, n) in totals.items()},
+            "windows": found,
+        }
+
+
+def heldout_evaluator(recipe: Recipe, per_domain: int = 4) -> Callable[[nn.Module, int], dict[str, Any]]:
+    """For the training loop: validation bits per byte on a few windows, made when first called."""
+    heldout: HeldOut | None = None
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
+        nonlocal heldout
+        if heldout is None:
+            tokenized, _ = open_data(recipe.data)
+            heldout = HeldOut(
+                tokenized["validation"], recipe.data.seq_len, per_domain, recipe.eval.batch_size
+            )
+        scored = heldout.score(model)
+        return {"bits_per_byte": scored["bits_per_byte"], "domains": scored["domains"]}
+
+    return evaluate

@@ -1,0 +1,67 @@
+"""Held-out text, token by token, with the experts that each layer chose: for pictures one can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import libmoe.core.context as context
+from libmoe.analysis.trace import assignments
+from libmoe.eval.heldout import HeldOut, token_nll
+
+MAX_EXPERTS = 8
+"""Experts kept per token and layer: plans that use all experts would swamp the page."""
+
+
+def sample_routing(
+    model: nn.Module, tokenizer: Any, heldout: HeldOut, count: int, tokens: int = 96
+) -> list[dict]:
+    """``count`` windows from different domains: text, loss in nats and experts of each token.
+
+    Each item is ``{"domain", "tokens": [{"text", "nll", "experts": {layer: [[expert, weight], ...]}}, ...]}``.
+    """
+    samples = []
+    for domain in _spread(heldout.domains, count):
+        whole = heldout.windows[domain][0]
+        batch = {k: v[:1, :tokens] if v.dim() == 2 else v[:1] for k, v in whole.items()}
+        chosen: dict[int, dict[int, list]] = {}
+
+        def record(ctx: Any, routing: Any, chosen: dict = chosen) -> None:
+            token_A, expert_A, weight_A, kept_A = assignments(routing.plan)
+            by_token: dict[int, list] = {}
+            for token, expert, weight, kept in zip(
+                *(t.tolist() for t in (token_A, expert_A, weight_A, kept_A))
+            ):
+                if kept:
+                    by_token.setdefault(token, []).append([expert, round(weight, 4)])
+            chosen[ctx.index] = {t: sorted(e, key=lambda x: -x[1])[:MAX_EXPERTS] for t, e in by_token.items()}
+
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), context.options(recorders=[record]):
+            nll = token_nll(model, batch)[0].tolist()
+        model.train(was_training)
+        ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        special = set(tokenizer.all_special_ids)
+        samples.append(
+            {
+                "domain": domain,
+                "tokens": [
+                    {
+                        "text": "\n" if token in special else tokenizer.decode([token]),
+                        "nll": round(nll[i], 4) if labels[i] != -100 else None,
+                        "experts": {str(layer): by_token.get(i, []) for layer, by_token in chosen.items()},
+                    }
+                    for i, token in enumerate(ids)
+                ],
+            }
+        )
+    return samples
+
+
+def _spread(domains: list[str], count: int) -> list[str]:
+    """``count`` domains, evenly spaced over the list."""
+    count = min(count, len(domains))
+    return [domains[i * len(domains) // count] for i in range(count)]

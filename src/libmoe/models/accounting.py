@@ -1,0 +1,197 @@
+"""What a model costs: parameters, floating-point operations and bytes.
+
+Everything but the MoE layers is counted by torch's own FLOP counter on a forward pass with fake tensors (shapes
+without data), so that any architecture is counted as it runs.  The MoE layers, whose work depends on routing,
+are counted by their own declarations at the load that routing aims at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from libmoe.core.errors import ConfigError
+from libmoe.layers import MoELayer, moe_layers
+from libmoe.models.receipt import count_parameters
+
+_Shapes = dict[int, list[tuple[int, int]]]  # by layer: tokens and width of each call
+
+
+@dataclass(frozen=True)
+class Account:
+    """Costs of a model at one sequence length.
+
+    Attributes:
+        total_params: distinct parameters.
+        active_params: those one token uses: every expert counts by the share of tokens it is meant to get.
+        router_params, expert_params: parts of the total.
+        tokens: tokens of one example, an encoder's and a decoder's together.
+        flops_per_token: of the forward pass; a multiplication and an addition are two.
+        train_flops_per_token: three times that, four times when activations are recomputed.
+        memory_bytes: ``weights``, ``gradients``, ``adamw`` (two moments), by the dtypes of the parameters.
+    """
+
+    total_params: int
+    active_params: int
+    router_params: int
+    expert_params: int
+    tokens: int
+    flops_per_token: float
+    train_flops_per_token: float
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) -> Account:
+    """Count what ``model`` costs on one example (``seq_len`` tokens of text; images and audio have their own).
+
+    Attention is counted in full, as torch counts it, whether or not it is causal.
+
+    Args:
+        recompute: activation checkpointing repeats the forward pass in training.
+
+    Raises:
+        ConfigError: an expert kind or router does not declare its cost, or the model cannot run on fake tensors.
+    """
+    layers = [layer for _, layer in moe_layers(model)]
+    flops, shapes, tokens = _dense_flops(model, layers, seq_len)
+    flops += sum(rows * _layer_flops(layer, dim) for layer in layers for rows, dim in shapes[layer.index])
+    total = count_parameters(model)
+    idle = sum(_idle_params(layer) for layer in layers)
+    sizes = [p.numel() * p.element_size() for p in model.parameters()]
+    trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
+    return Account(
+        total_params=total,
+        active_params=round(total - idle),
+        router_params=sum(count_parameters(layer.router) for layer in layers),
+        expert_params=sum(count_parameters(layer.experts) for layer in layers),
+        tokens=tokens,
+        flops_per_token=flops / tokens,
+        train_flops_per_token=(4 if recompute else 3) * flops / tokens,
+        memory_bytes={"weights": sum(sizes), "gradients": sum(trained), "adamw": 2 * sum(trained)},
+    )
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, which knows attention on GPUs, taught the CPU's kernel too."""
+    cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={cpu_attention: _attention_flops})
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _loads(layer: MoELayer) -> list[float]:
+    try:
+        return layer.router.expected_load()
+    except NotImplementedError as error:
+        raise ConfigError(f"cannot account for MoE layer {layer.index}: {error}") from None
+
+
+def _idle_params(layer: MoELayer) -> float:
+    """Parameters of experts a token does not use; what experts share is always in use."""
+    sizes = layer.experts.params_per_expert()
+    return sum(size * (1 - min(load, 1.0)) for size, load in zip(sizes, _loads(layer), strict=True))
+
+
+def _layer_flops(layer: MoELayer, dim: int) -> float:
+    """Forward FLOPs per token of width ``dim``: experts, mixing, gate and shared experts."""
+    experts = sum(load * cost for load, cost in zip(_loads(layer), layer.experts.flops_per_row(), strict=True))
+    inside = {id(p) for p in layer.experts.parameters()}
+    matrices = (p.numel() for p in layer.parameters() if id(p) not in inside and p.dim() > 1)
+    return experts + layer.router.mixing_flops(dim) + 2.0 * sum(matrices)
+
+
+def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tuple[float, _Shapes, int]:
+    """FLOPs outside the MoE layers, what reaches each of these, and tokens of the example."""
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _in_evaluation(model):
+            inputs, tokens = example(model, seq_len, device)
+            with _stubs(layers) as shapes, _first_block_rows(model) as blocks, flop_counter() as counter:
+                model(**inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot account for {type(model).__name__} at seq_len={seq_len}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return float(counter.get_total_flops()), shapes, tokens if tokens is not None else sum(blocks)
+
+
+def example(model: Any, seq_len: int, device: torch.device) -> tuple[dict[str, Tensor], int | None]:
+    """Inputs for one example and its tokens (``None``: known only once they reach the first block)."""
+    config = model.config
+    ids = torch.zeros(1, seq_len, dtype=torch.long, device=device)
+    name = model.main_input_name
+    if name == "input_ids":
+        decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+        return {"input_ids": ids, **decoder}, seq_len * (1 + len(decoder))
+    if name == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        size = vision.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        pixels = torch.zeros(1, vision.num_channels, height, width, device=device, dtype=model.dtype)
+        return {"pixel_values": pixels}, None
+    if name == "input_features" and hasattr(config, "max_source_positions"):
+        frames = 2 * config.max_source_positions  # Whisper's convolutions halve the length
+        features = torch.zeros(1, config.num_mel_bins, frames, device=device, dtype=model.dtype)
+        decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+        return {"input_features": features, **decoder}, None
+    raise ConfigError(f"cannot account for {type(model).__name__}, whose input is {name}")
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _stubs(layers: list[MoELayer]) -> Iterator[_Shapes]:
+    """MoE layers that only say what came by."""
+    shapes: _Shapes = {layer.index: [] for layer in layers}
+
+    def stub(layer: MoELayer) -> Any:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            dim = hidden_states.shape[-1]
+            shapes[layer.index].append((hidden_states.numel() // dim, dim))
+            return hidden_states
+
+        return forward
+
+    for layer in layers:
+        layer.forward = stub(layer)
+    try:
+        yield shapes
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextmanager
+def _first_block_rows(model: nn.Module) -> Iterator[list[int]]:
+    """Tokens that enter the first block of each stack (list of blocks)."""
+    rows: list[int] = []
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        rows.append(hidden.numel() // hidden.shape[-1])
+
+    stacks = [m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    outer = [m for m in stacks if not any(m is not other and m in set(other.modules()) for other in stacks)]
+    handles = [stack[0].register_forward_pre_hook(note, with_kwargs=True) for stack in outer]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
