@@ -94,13 +94,19 @@ def fetch(source: Source, work: Path) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     if source.kind == "apt":
-        subprocess.run(["apt-get", "download", source.name], cwd=partial, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["apt-get", "download", source.name], cwd=partial, check=True, stdout=subprocess.DEVNULL
+        )
         archive = next(partial.glob("*.deb"))
         version = subprocess.run(
-            ["dpkg-deb", "-f", archive.name, "Version"], cwd=partial, check=True, capture_output=True, text=True
+            ["dpkg-deb", "-f", archive.name, "Version"],
+            cwd=partial,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.strip()
         if version != source.version:
-            print(f"note: {source.name} is {version}; the committed pack used {source.version}", file=sys.stderr)
+            print(f"note: {source.name} is {version}, the committed pack used {source.version}")
         subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=partial, check=True)
     else:
         spec = f"{source.name}@{source.version}"
@@ -236,7 +242,8 @@ def techdoc(folders: dict[str, Path]) -> Iterator[Document]:
     """Pages of the PostgreSQL manual, without release notes and tables of contents."""
     folder = folders["postgres"] / "usr/share/doc/postgresql-doc-15/html"
     skip = re.compile(r"release|bookindex|legalnotice|biblio|features|sql-keywords|acronyms|index")
-    pages = {f.stem: html_text(f.read_text(encoding="utf-8")) for f in folder.glob("*.html") if not skip.match(f.stem)}
+    files = [f for f in folder.glob("*.html") if not skip.match(f.stem)]
+    pages = {f.stem: html_text(f.read_text(encoding="utf-8")) for f in files}
     yield from by_hash({name: text for name, text in pages.items() if len(text) > 1000})
 
 
@@ -288,12 +295,13 @@ def licences_text(folders: dict[str, Path]) -> str:
         f"{'; '.join(SOURCES[k].licence for k in keys)} |"
         for name, (function, keys) in DOMAINS.items()
     ]
-    rows.append("| code | Python's standard library | read from the user's own Python, not shipped | PSF-2.0 |")
+    rows.append("| code | Python's standard library | the user's own Python, not shipped | PSF-2.0 |")
     notices = []
     for key, title in (("wordnet", "WordNet 3.0"), ("postgres", "PostgreSQL manual")):
         source = SOURCES[key]
         copyright_file = folders[key] / "usr/share/doc" / source.name / "copyright"
-        notices += [f"## {title}", "", "```", _licence_block(copyright_file.read_text(encoding="utf-8")), "```", ""]
+        notice = _licence_block(copyright_file.read_text(encoding="utf-8"))
+        notices += [f"## {title}", "", "```", notice, "```", ""]
     return "\n".join(
         [
             "# Licences of the embedded data pack",
@@ -328,7 +336,9 @@ def _licence_block(copyright_file: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="scratch folder for the downloads")
     work = parser.parse_args().work
     folders = {key: fetch(source, work) for key, source in SOURCES.items()}
@@ -342,12 +352,13 @@ def main() -> None:
             if document.split == "test":
                 tested.setdefault(name, {}).setdefault(document.work, []).append(document.text)
         size = (PACK / f"{name}.jsonl.xz").stat().st_size
-        print(name, {s: tuple(v.values()) for s, v in manifest[name]["splits"].items()}, f"{size / 1e6:.2f} MB xz")
+        print(name, manifest[name]["splits"], f"{size / 1e6:.2f} MB xz")
     (PACK / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (PACK / "LICENSES.md").write_text(licences_text(folders), encoding="utf-8")
     tokenizer = train_tokenizer(load_corpus("embedded"))
     tokenizer.backend_tokenizer.save(str(PACK / "tokenizer.json"))
-    for name, items in make_items(tested, lambda text: len(tokenizer.backend_tokenizer.encode(text).ids)).items():
+    tasks = make_items(tested, lambda text: len(tokenizer.backend_tokenizer.encode(text).ids))
+    for name, items in tasks.items():
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
         (TASKS / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         print(name, len(items), "items")

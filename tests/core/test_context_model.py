@@ -195,9 +195,9 @@ def test_threads_do_not_share_contexts(llama: Callable) -> None:
 
 
 def test_a_context_given_by_hand_is_used_by_models_inside_it(llama: Callable) -> None:
-    model, context = llama(), ForwardContext({"input_ids": IDS})
-    with use(context):
-        recorder = record(model, IDS[:1])
+    model, recorder = llama(), Recorder()
+    with options(recorders=[recorder]), use(ForwardContext({"input_ids": IDS})) as context:
+        model(IDS[:1])
         assert current() is context
     assert recorder.of(0).forward is context
     assert recorder.of(0).token_ids_T.tolist() == IDS[0].tolist()
@@ -218,12 +218,12 @@ def test_forward_contexts_are_freed(llama: Callable) -> None:
 def t5() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=61, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=2, num_heads=2, decoder_start_token_id=0
+        vocab_size=61, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
     )
     model = T5ForConditionalGeneration(config)
     method = libmoe.create("smoe", num_experts=4)
     for index, block in enumerate([*model.encoder.block, *model.decoder.block]):
-        block.layer[-1].DenseReluDense = method.build_layer(Site(16, 32, index=index, count=3))
+        block.layer[-1].DenseReluDense = method.build_layer(Site(16, 32, index=index, count=4))
     install(model)
     return model
 
@@ -242,9 +242,10 @@ def test_encoder_and_decoder_layers_see_their_own_tokens(t5: nn.Module) -> None:
             decoder_input_ids=TARGET,
             decoder_attention_mask=decoder_mask,
         )
-        assert recorder.of(0).token_ids_T.tolist() == SOURCE.flatten().tolist()
-        assert recorder.of(0).mask_T.tolist() == mask.flatten().bool().tolist()
-        for index in (1, 2):
+        for index in (0, 1):
+            assert recorder.of(index).token_ids_T.tolist() == SOURCE.flatten().tolist()
+            assert recorder.of(index).mask_T.tolist() == mask.flatten().bool().tolist()
+        for index in (2, 3):
             assert recorder.of(index).token_ids_T.tolist() == TARGET.flatten().tolist()
             if decoder_mask is None:
                 assert recorder.of(index).mask_T is None  # the encoder's mask is as wide but says nothing here
@@ -254,13 +255,14 @@ def test_encoder_and_decoder_layers_see_their_own_tokens(t5: nn.Module) -> None:
 
 def test_the_first_decoder_layer_has_no_previous_layer(t5: nn.Module) -> None:
     recorder = record(t5, input_ids=SOURCE, decoder_input_ids=TARGET)
-    assert recorder.of(1).previous is None  # the encoder's routing is about other tokens
-    assert recorder.of(2).previous is recorder.of(1).forward.routings[1]
+    assert recorder.of(1).previous is recorder.of(1).forward.routings[0]
+    assert recorder.of(2).previous is None  # the encoder's routing is about other tokens
+    assert recorder.of(3).previous is recorder.of(3).forward.routings[2]
 
 
 def test_labels_alone_give_the_decoder_its_ids(t5: nn.Module) -> None:
     recorder = record(t5, input_ids=SOURCE, labels=TARGET)
-    assert recorder.of(1).token_ids_T.view(2, 4)[:, 1:].tolist() == TARGET[:, :-1].tolist()
+    assert recorder.of(2).token_ids_T.view(2, 4)[:, 1:].tolist() == TARGET[:, :-1].tolist()
 
 
 def test_an_encoder_called_by_generate_sees_its_mask(t5: nn.Module) -> None:
@@ -268,8 +270,8 @@ def test_an_encoder_called_by_generate_sees_its_mask(t5: nn.Module) -> None:
     with options(recorders=[recorder]):
         t5.eval().generate(SOURCE, attention_mask=mask, max_new_tokens=3, do_sample=False)
     assert recorder.of(0).mask_T.tolist() == mask.flatten().bool().tolist()
-    assert recorder.of(1).batch_shape == (2, 1)
-    assert recorder.of(1).mask_T is None
+    assert recorder.of(2).batch_shape == (2, 1)
+    assert recorder.of(2).mask_T is None
 
 
 class Tower(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 
 from libmoe.data import TokenizedCorpus, load_corpus, load_tokenizer
 from libmoe.data.corpus import Corpus
+from libmoe.data.order import random_u64
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,18 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="session")
 def tokenized(corpus, tokenizer, tmp_path_factory) -> TokenizedCorpus:
     return TokenizedCorpus.build(corpus, tokenizer, cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def hostile_texts() -> list[str]:
+    """Texts that break tokenizers which are not lossless."""
+    return [
+        "",
+        " ",
+        "\n\n\t  leading and trailing  \r\n",
+        "naïve café — “quotes” 日本語 العربية 🤖👩‍👩‍👧",
+        "don't  can't ; , . ! ?",
+        "text with <|endoftext|> and <|pad|> inside",
+        "".join(chr(1 + v % 0xD7FF) for v in random_u64(2000, "characters")),
+        "\x00\x01\x7f\ufeff\u200b",
+    ]

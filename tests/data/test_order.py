@@ -34,6 +34,6 @@ def test_permutation_visits_everything_once_and_depends_on_the_key():
 
 def test_unit_numbers_are_uniform():
     values = random_unit(100_000, "uniform")
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
     counts = np.bincount((values * 10).astype(int), minlength=10)
     assert abs(counts / 10_000 - 1).max() < 0.05

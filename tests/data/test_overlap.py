@@ -18,7 +18,9 @@ def test_rolling_hash_equals_hashing_each_window_by_itself():
     data = text.encode()
     alone = [window_hashes(data[i : i + 10].decode("latin-1"), 10) for i in range(5)]  # no space at the ends
     assert len(hashes) == len(data) - 9
-    inner = [i for i in range(5) if not data[i : i + 10].startswith(b" ") and not data[i : i + 10].endswith(b" ")]
+    inner = [
+        i for i in range(5) if not data[i : i + 10].startswith(b" ") and not data[i : i + 10].endswith(b" ")
+    ]
     assert all(hashes[i] == alone[i][0] for i in inner)
     assert len(np.unique(hashes)) == len(hashes)
 

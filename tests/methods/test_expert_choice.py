@@ -36,7 +36,9 @@ def x() -> Tensor:
 @pytest.mark.parametrize("c", [1.0, 2.0])
 def test_every_expert_takes_k_tokens_of_every_group(c: float, x: Tensor) -> None:
     plan = plan_of(make_layer(capacity_factor=c), x)
-    count_GN = torch.zeros(2, N).index_put((plan.token_A // 12, plan.expert_A), torch.ones(1), accumulate=True)
+    count_GN = torch.zeros(2, N).index_put(
+        (plan.token_A // 12, plan.expert_A), torch.ones(1), accumulate=True
+    )
     assert (count_GN == c * 12 / N).all()
     assert len(plan.token_A) == c * 24  # e k = c n
 
@@ -125,7 +127,9 @@ def test_variant_with_softmax_over_the_tokens_of_a_group(x: Tensor) -> None:
     assert layer.router.gate.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"score_axis": "tokens"}, {"max_experts_per_token": 3}, {"group": "batch"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"score_axis": "tokens"}, {"max_experts_per_token": 3}, {"group": "batch"}]
+)
 def test_padding_is_never_picked_and_changes_nothing(options: dict[str, object], x: Tensor) -> None:
     layer = make_layer(**options)
     mask = torch.ones(2, 12, dtype=torch.long)

@@ -36,7 +36,9 @@ class FixedLogits(nn.Module):
 
 
 def make_layer(chosen: list[int] | None = None, index: int = 0, **options: object) -> MoELayer:
-    layer = create("moe-plus-plus", num_experts=FFN, **options).build_layer(Site(DIM, 16, index=index)).double()
+    layer = (
+        create("moe-plus-plus", num_experts=FFN, **options).build_layer(Site(DIM, 16, index=index)).double()
+    )
     if chosen is not None:
         layer.router.gate = FixedLogits(chosen, layer.router.num_experts)
     return layer

@@ -42,11 +42,15 @@ def make_model(name: str, options: dict[str, object]) -> LlamaForCausalLM:
     return model.train()
 
 
-def train_once(model: LlamaForCausalLM, checkpointing: bool) -> tuple[Tensor, dict[str, Tensor], StepStatistics]:
+def train_once(
+    model: LlamaForCausalLM, checkpointing: bool
+) -> tuple[Tensor, dict[str, Tensor], StepStatistics]:
     model = copy.deepcopy(model)
     context.install(model)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": context.checkpoint_contexts})
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": context.checkpoint_contexts}
+        )
     torch.manual_seed(1)
     ids = torch.randint(0, 31, (3, 12))
     mask = torch.ones_like(ids)
@@ -59,7 +63,9 @@ def train_once(model: LlamaForCausalLM, checkpointing: bool) -> tuple[Tensor, di
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS, ids=lambda v: v if isinstance(v, str) else "-".join(v))
-def test_checkpointing_gives_the_same_gradients_and_counts_once(name: str, options: dict[str, object]) -> None:
+def test_checkpointing_gives_the_same_gradients_and_counts_once(
+    name: str, options: dict[str, object]
+) -> None:
     model = make_model(name, options)
     loss, grads, seen = train_once(model, checkpointing=False)
     loss_again, grads_again, seen_again = train_once(model, checkpointing=True)

@@ -146,7 +146,9 @@ def test_mean_frequency_is_one_at_the_target() -> None:
     with torch.no_grad():
         layer.router.gate.weight.zero_()
         layer.router.gate.weight[:2] = 1.0
-    routing = layer.route(torch.ones(3, DIM, dtype=torch.float64), ctx := ForwardContext().layer(0, (1, 3), True))
+    routing = layer.route(
+        torch.ones(3, DIM, dtype=torch.float64), ctx := ForwardContext().layer(0, (1, 3), True)
+    )
     loss = L1Loss(1.0, target_k=2)
     plain = L1Loss(1.0, target_k=2, load_weighted=False)
     # Experts 0 and 1 take every token: f = (2, 2, 0, 0), whose mean is 1.

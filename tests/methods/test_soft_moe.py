@@ -63,7 +63,9 @@ def test_one_sequence_gives_every_expert_and_slot_a_gradient(x: Tensor) -> None:
     assert layer.router.scale.grad.abs() > 0
 
 
-def test_one_identity_expert_with_one_slot_gives_the_mean_token_when_all_tokens_agree_on_it(x: Tensor) -> None:
+def test_one_identity_expert_with_one_slot_gives_the_mean_token_when_all_tokens_agree_on_it(
+    x: Tensor,
+) -> None:
     layer = make_layer([nn.Identity()], num_experts=1, slots_per_expert=1)
     with torch.no_grad():
         layer.router.scale.zero_()  # every token mixes in equally
@@ -125,7 +127,9 @@ def test_without_normalisation_wide_layers_saturate() -> None:
     x = torch.randn(1, 16, 1024, dtype=torch.float64)
     peaks = {}
     for normalise in (True, False):
-        layer = create("soft-moe", num_experts=16, slots_per_expert=1, normalise=normalise).build_layer(Site(1024, 4))
+        layer = create("soft-moe", num_experts=16, slots_per_expert=1, normalise=normalise).build_layer(
+            Site(1024, 4)
+        )
         layer.double()
         with torch.no_grad():
             layer.router.phi.mul_(10.0)  # as after some training
@@ -162,9 +166,10 @@ def test_padding_leaks_into_no_slot(x: Tensor) -> None:
 
 
 def test_row_of_padding_alone_gives_no_nan(x: Tensor) -> None:
-    layer = make_layer().train()
+    layer, mask = make_layer().train(), torch.tensor([[1] * 6, [0] * 6])
+    assert torch.equal(plan_of(layer, x, mask).dispatch_GLS[1], torch.zeros(6, N * P, dtype=x.dtype))
     x.requires_grad_()
-    with context.use(ForwardContext({"attention_mask": torch.tensor([[1] * 6, [0] * 6])})):
+    with context.use(ForwardContext({"attention_mask": mask})):
         y = layer(x)
     y[0].sum().backward()
     assert y.isfinite().all() and x.grad.isfinite().all()
@@ -199,5 +204,5 @@ def test_load_is_the_mass_of_real_tokens(x: Tensor) -> None:
 
 
 def test_balance_loss_is_refused() -> None:
-    with pytest.raises(ConfigError, match="balance=0.01"):
+    with pytest.raises(ConfigError, match=r"balance=0\.01"):
         create("soft-moe", balance=0.01)

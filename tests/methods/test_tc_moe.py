@@ -131,7 +131,11 @@ def test_reward_lowers_the_rows_that_a_trained_router_asks_for() -> None:
     rows = {}
     for reward in (0.0, 1.0):
         torch.manual_seed(0)
-        layer = create("tc-moe", num_experts=N, null_offset=-1.0, reward=reward).build_layer(Site(DIM, 16)).train()
+        layer = (
+            create("tc-moe", num_experts=N, null_offset=-1.0, reward=reward)
+            .build_layer(Site(DIM, 16))
+            .train()
+        )
         optimizer = torch.optim.Adam(layer.router.parameters(), lr=0.01)
         for _ in range(60):
             x = torch.randn(1, 64, DIM)

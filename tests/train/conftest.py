@@ -61,7 +61,7 @@ def tiny_model(recipe: Callable[..., Recipe]) -> torch.nn.Module:
 @pytest.fixture(scope="session")
 def _forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["libmoe.train", "libmoe.models", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(["libmoe.train.loop", "transformers.models.llama.modeling_llama"])
     return context
 
 

@@ -12,7 +12,6 @@ from libmoe.core.errors import ConfigError, TrainingError
 from libmoe.layers.moe import MoELayer, moe_layers
 from libmoe.losses.l1 import L1Loss
 
-
 # Float32's range: at 0 the coefficient could never grow again, and beyond the top it turns gradients into NaN.
 SMALLEST, LARGEST = 1e-37, 1e37
 

@@ -20,7 +20,7 @@ class _NoteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, note: LossGradient) -> Tensor:
         ctx.note = note
-        return loss.view_as(loss)
+        return loss.clone()  # not a view: transformers' Trainer multiplies it in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from libmoe.data.corpus import Corpus, load_corpus
-    from libmoe.data.evaluation import MODEL_INPUTS, UnigramEntropy, bits_per_byte, eval_windows, unigram_entropy
+    from libmoe.data.evaluation import (
+        MODEL_INPUTS,
+        UnigramEntropy,
+        bits_per_byte,
+        eval_windows,
+        unigram_entropy,
+    )
     from libmoe.data.files import cache_dir
     from libmoe.data.loader import PackedLoader
     from libmoe.data.overlap import overlaps

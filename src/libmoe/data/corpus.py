@@ -85,8 +85,9 @@ def load_corpus(
         source: ``"embedded"`` (eight domains of real text, no network needed), ``"hf:<dataset>[:config]"``
             (a Hugging Face data set), or a local file or folder of ``.txt .md .rst .py`` (cut into documents
             at paragraph borders) or ``.jsonl .jsonl.gz .json .parquet`` (one document per record).
-            In a folder each file is a domain named by its stem, and each sub-folder is a domain too.  Files
-            or folders called ``train``, ``validation`` (``valid``, ``val``, ``dev``) and ``test`` are splits.
+            In a folder each file is a domain named by its stem, and each sub-folder is a domain too.  If it
+            has files or sub-folders called ``train``, ``validation`` (``valid``, ``val``, ``dev``) and
+            ``test``, those are the splits and nothing else in it is read.
         domains: keep only these domains, in this order.
         split: keep only this split.  For a hub data set also a slice of it, such as ``"train[:1%]"``.
         text_field: the field of a record that holds the text.

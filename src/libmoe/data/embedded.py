@@ -47,10 +47,11 @@ def load_embedded(domains: Sequence[str] | None = None) -> Corpus:
         if domain in wanted and domain == "code":
             documents = python_library()
         elif domain in wanted:
-            documents = _read_domain((pack / f"{domain}.jsonl.xz").read_bytes(), domain, manifest[domain]["sha256"])
+            data = (pack / f"{domain}.jsonl.xz").read_bytes()
+            documents = _read_domain(data, domain, manifest[domain]["sha256"])
         for split in SPLITS:
             splits[split][domain] = documents[split]
-        licences[domain] = manifest[domain]["licence"] if domain in manifest else "PSF-2.0 (your Python's own source)"
+        licences[domain] = manifest[domain]["licence"] if domain in manifest else "PSF-2.0 (your own Python)"
     return Corpus("embedded", splits, licences)
 
 

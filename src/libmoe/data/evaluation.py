@@ -30,8 +30,9 @@ def eval_windows(
 
     Windows follow one another and overlap by one token: the last token that one window predicts is the first
     context of the next.  The last window is moved back to be full, without predicting anything twice, so no
-    padding is needed.  Documents are kept apart as in training (``position_ids``); the first token of a
-    document is predicted from bos, and bos and eos themselves are not predicted, since they are no text.
+    padding is needed.  Documents are kept apart as in training (``position_ids``; call the model with
+    ``use_cache=False``, see :class:`~libmoe.data.PackedLoader`); the first token of a document is predicted
+    from bos, and bos and eos themselves are not predicted, since they are no text.
 
     Args:
         tokenized: the split, for example ``tokenized["test"]``.
@@ -53,7 +54,8 @@ def eval_windows(
     if not stream.num_documents:
         raise DataError(f"split {tokenized.name!r} has no document of domain {domain!r}")
     length = min(seq_len, stream.num_tokens)
-    wanted = np.arange(0, stream.num_tokens - 1, length - 1)  # each window predicts (wanted, wanted + length - 1]
+    # A window predicts the length - 1 tokens after wanted, whether or not it starts there.
+    wanted = np.arange(0, stream.num_tokens - 1, length - 1)
     starts = np.minimum(wanted, stream.num_tokens - length)
     if max_windows is not None and max_windows < len(starts):
         kept = np.linspace(0, len(starts) - 1, max_windows).round().astype(int)
@@ -70,9 +72,8 @@ def eval_windows(
         "num_bytes": np.where(predicted, stream.byte_counts[places], 0).sum(axis=1, dtype=np.int64),
     }
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    return [
-        {key: value[i : i + batch_size] for key, value in tensors.items()} for i in range(0, len(ids), batch_size)
-    ]
+    cuts = range(0, len(ids), batch_size)
+    return [{key: value[i : i + batch_size] for key, value in tensors.items()} for i in cuts]
 
 
 def bits_per_byte(nll: float, num_bytes: int) -> float:
@@ -96,8 +97,9 @@ def unigram_entropy(train: TokenizedSplit, heldout: TokenizedSplit) -> UnigramEn
     size = train.vocab_size
     counts = sum((np.bincount(s.ids[s.text_mask()], minlength=size) for s in train.values()), np.zeros(size))
     bits = -np.log2((counts + 1) / (counts.sum() + size))
-    totals = {d: (float(bits[s.ids[s.text_mask()]].sum()), s.num_bytes) for d, s in heldout.items() if s.num_bytes}
-    if not totals:
+    size_of = {domain: stream.num_bytes for domain, stream in heldout.items() if stream.num_bytes}
+    if not size_of:
         raise DataError(f"split {heldout.name!r} holds no text")
-    overall = sum(b for b, _ in totals.values()) / sum(n for _, n in totals.values())
-    return UnigramEntropy({d: b / n for d, (b, n) in totals.items()}, overall)
+    bits_of = {d: float(bits[heldout[d].ids[heldout[d].text_mask()]].sum()) for d in size_of}
+    overall = sum(bits_of.values()) / sum(size_of.values())
+    return UnigramEntropy({d: bits_of[d] / size_of[d] for d in size_of}, overall)

@@ -23,9 +23,12 @@ class PackedLoader:
     resuming needs no state, and every method, number of processes and accumulation sees the same data.
 
     A row is a window of the stream and may hold the end of one document, whole documents and the beginning of
-    another.  ``position_ids`` restart at 0 wherever a document starts; transformers models then keep attention
-    inside each document when no ``attention_mask`` is given.  The ``labels`` of the first token of a document
-    and of a row are -100, so no token is ever predicted from another document.
+    another.  ``position_ids`` restart at 0 wherever a document starts.  The ``labels`` of the first token of a
+    document and of a row are -100, so no token is ever predicted from another document.
+
+    transformers models keep attention inside each document by themselves, but only when they are called
+    without ``attention_mask`` and with ``use_cache=False``: with a key-value cache (their default, even in
+    training) they ignore that positions restart, and attention crosses documents.
 
     Each domain visits its rows in a new random order every epoch and repeats none before all were seen; the
     last, incomplete row of a stream is left out.
@@ -131,7 +134,7 @@ class PackedLoader:
         if not share.sum() > 0:
             raise ConfigError("the mixture gives no domain any weight")
         if (share > 0).sum() > _ROUND:
-            raise ConfigError(f"the mixture has {(share > 0).sum()} domains, more than the {_ROUND} that fit; merge some")
+            raise ConfigError(f"the mixture has {(share > 0).sum()} domains; at most {_ROUND} fit")
         exact = share / share.sum() * _ROUND
         counts = np.where(share > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
         while counts.sum() != _ROUND:
@@ -148,9 +151,8 @@ class PackedLoader:
         """
         domains = np.repeat(np.arange(len(self.domains)), self._per_round)
         numbers = np.concatenate([np.arange(n) for n in self._per_round])
-        jitter = np.concatenate(
-            [random_unit(n, self.seed, "round", d, index) for d, n in zip(self.domains, self._per_round, strict=True)]
-        )
+        sizes = zip(self.domains, self._per_round, strict=True)
+        jitter = np.concatenate([random_unit(n, self.seed, "round", name, index) for name, n in sizes])
         order = np.argsort((numbers + jitter) / self._per_round[domains], kind="stable")
         return domains[order], numbers[order]
 
@@ -165,8 +167,10 @@ class PackedLoader:
             rows = np.flatnonzero(domain == d)
             epoch, within = np.divmod(number[rows], self.rows[self.domains[d]])
             window = np.array([self._order(int(d), int(e))[w] for e, w in zip(epoch, within, strict=True)])
-            ids, positions = cut_windows(self._streams[d], self._positions[d], window * self.seq_len, self.seq_len)
-            batch["ids"][rows], batch["positions"][rows] = ids, positions
+            starts = window * self.seq_len
+            batch["ids"][rows], batch["positions"][rows] = cut_windows(
+                self._streams[d], self._positions[d], starts, self.seq_len
+            )
         labels = np.where(batch["positions"] == 0, IGNORE, batch["ids"])
         if not self.document_mask:
             batch["positions"][:] = np.arange(self.seq_len)

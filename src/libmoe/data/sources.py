@@ -13,6 +13,7 @@ from libmoe.data.splitting import SPLITS, split_document
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_READABLE = f"readable are {', '.join(TEXT_SUFFIXES + RECORD_SUFFIXES)}"
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -31,25 +32,28 @@ def read_local(path: Path, text_field: str, domain_field: str | None) -> Found:
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         guess = nearest(path.name, siblings)
-        hint = f"did you mean {str(path.parent / guess)!r}?" if guess else "give 'embedded', a path or 'hf:<dataset>'"
+        hint = (
+            f"did you mean {str(path.parent / guess)!r}?"
+            if guess
+            else "'embedded' and 'hf:<dataset>' work too"
+        )
         raise DataError(f"no such file or folder: {str(path)!r}; {hint}")
     found: Found = {}
     if path.is_file():
         _add_file(found, "train", _stem(path), path, text_field, domain_field)
         return found
-    entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    split_entries = {p: _SPLIT_NAMES[_stem(p)] for p in entries if _stem(p) in _SPLIT_NAMES}
-    for entry, split in split_entries.items():
-        if entry.is_file():
-            _add_file(found, split, path.name, entry, text_field, domain_field)
-        else:
-            _add_folder(found, split, entry, text_field, domain_field)
-    if not split_entries:
+    entries = sorted(p for p in path.iterdir() if not p.name.startswith(".") and (p.is_dir() or _suffix(p)))
+    split_of = {p: _SPLIT_NAMES[_stem(p)] for p in entries if _stem(p) in _SPLIT_NAMES}
+    if "train" in split_of.values() or (entries and len(split_of) == len(entries)):
+        for entry, split in split_of.items():
+            if entry.is_dir():
+                _add_folder(found, split, entry, text_field, domain_field)
+            else:
+                _add_file(found, split, path.resolve().name, entry, text_field, domain_field)
+    else:  # a folder that merely has a sub-folder called "test" is no corpus with splits
         _add_folder(found, "train", path, text_field, domain_field)
     if not found:
-        raise DataError(
-            f"folder {str(path)!r} holds no readable file; readable are {', '.join(TEXT_SUFFIXES + RECORD_SUFFIXES)}"
-        )
+        raise DataError(f"folder {str(path)!r} holds no readable file; {_READABLE}")
     return found
 
 
@@ -79,9 +83,7 @@ def _add_file(
     elif suffix:
         _add_records(documents, domain, _records(file, suffix), str(file), text_field, domain_field)
     else:
-        raise DataError(
-            f"cannot read {str(file)!r}; readable are {', '.join(TEXT_SUFFIXES + RECORD_SUFFIXES)}"
-        )
+        raise DataError(f"cannot read {str(file)!r}; {_READABLE}")
 
 
 def _add_records(
@@ -115,7 +117,7 @@ def _read_text(file: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(file)!r} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
+        raise DataError(f"{str(file)!r} is not UTF-8 text (at byte {error.start}); convert it") from None
 
 
 def _records(file: Path, suffix: str) -> Iterator[Record]:
@@ -142,7 +144,8 @@ def _parse(text: str, file: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"line {line + error.lineno - 1} of {str(file)!r} is not valid JSON: {error.msg}") from None
+        where = f"line {line + error.lineno - 1} of {str(file)!r}"
+        raise DataError(f"{where} is not valid JSON: {error.msg}") from None
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:
@@ -162,7 +165,7 @@ def read_hub(source: str, split: str | None, text_field: str, domain_field: str 
 
     path, _, config = source.removeprefix("hf:").partition(":")
     if not path:
-        raise DataError(f"source {source!r} names no data set; write 'hf:<dataset>' or 'hf:<dataset>:<config>'")
+        raise DataError(f"source {source!r} names no data set; write 'hf:<dataset>[:<config>]'")
     try:
         loaded = datasets.load_dataset(path, name=config or None, split=split)
     except Exception as error:  # the library raises many kinds: offline, unknown name, unknown config, ...
@@ -175,7 +178,10 @@ def read_hub(source: str, split: str | None, text_field: str, domain_field: str 
     for name, rows in parts.items():
         if name in _SPLIT_NAMES:
             documents = found.setdefault(_SPLIT_NAMES[name], {})
-            _add_records(documents, path.rpartition("/")[2], rows, f"{source} ({name})", text_field, domain_field)
+            domain, where = path.rpartition("/")[2], f"{source} ({name})"
+            _add_records(documents, domain, rows, where, text_field, domain_field)
     if not found:
-        raise DataError(f"{source!r} has the splits {', '.join(parts)} but none of {', '.join(SPLITS)}; give split=")
+        raise DataError(
+            f"{source!r} has the splits {', '.join(parts)}, none of {', '.join(SPLITS)}; give split="
+        )
     return found

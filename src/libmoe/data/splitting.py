@@ -10,7 +10,8 @@ SPLITS = ("train", "validation", "test")
 
 # Strongest border first: a blank line before an unindented line (a paragraph, a top-level definition), any
 # blank line, a line break, the end of a sentence, a space.
-_BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n(?=\S)", r"\n\s*\n", r"\n", r"(?<=[.!?])[\"'”’)]*\s", r"\s"))
+_PATTERNS = (r"\n\s*\n(?=\S)", r"\n\s*\n", r"\n", r"(?<=[.!?])[\"'”’)]*\s", r"\s")
+_BORDERS = tuple(re.compile(pattern) for pattern in _PATTERNS)
 
 
 def split_document(text: str, max_chars: int = 6000) -> list[str]:
@@ -27,9 +28,9 @@ def split_document(text: str, max_chars: int = 6000) -> list[str]:
     for i in range(1, count):
         low, high = int((i - 0.35) * size), int((i + 0.35) * size)
         for border in _BORDERS:
-            ends = [m.end() for m in border.finditer(text, low, high)]
-            if ends:
-                cuts.append(min(ends, key=lambda end, ideal=i * size: abs(end - ideal)))
+            distances = [(abs(m.end() - i * size), m.end()) for m in border.finditer(text, low, high)]
+            if distances:
+                cuts.append(min(distances)[1])
                 break
     pieces = (text[a:b].strip("\n").rstrip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True))
     return [p for p in pieces if p.strip()]

@@ -139,7 +139,9 @@ class TokenizedCorpus:
             try:
                 write_atomically(file, _to_bytes(streams))
             except OSError as error:
-                warnings.warn(f"tokens are not cached ({error}); set LIBMOE_CACHE to a writable folder", stacklevel=2)
+                warnings.warn(
+                    f"tokens are not cached ({error}); set LIBMOE_CACHE to a writable folder", stacklevel=2
+                )
         named = dict(zip(names, streams, strict=True))
         splits = {
             split: TokenizedSplit(split, {d: named[split, d] for d in corpus.domains}, len(tokenizer))
@@ -153,7 +155,9 @@ def _read(file: Path, count: int) -> list[TokenStream] | None:
         return None
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return [TokenStream(*(arrays[f"{i}.{f}"] for f in ("ids", "bytes", "offsets"))) for i in range(count)]
+            return [
+                TokenStream(*(arrays[f"{i}.{f}"] for f in ("ids", "bytes", "offsets"))) for i in range(count)
+            ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(f"the token cache {file} is damaged ({error}) and is built anew", stacklevel=3)
         return None
@@ -162,9 +166,11 @@ def _read(file: Path, count: int) -> list[TokenStream] | None:
 def _to_bytes(streams: Sequence[TokenStream]) -> bytes:
     arrays = {}
     for i, stream in enumerate(streams):
-        arrays.update({f"{i}.ids": stream.ids, f"{i}.bytes": stream.byte_counts, f"{i}.offsets": stream.offsets})
+        arrays.update(
+            {f"{i}.ids": stream.ids, f"{i}.bytes": stream.byte_counts, f"{i}.offsets": stream.offsets}
+        )
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
@@ -180,7 +186,9 @@ def _encode(
 
 
 def encode_documents(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, advance: Callable[[int], object] = lambda n: None
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> TokenStream:
     """Encode documents into one stream; ``advance(n)`` is called after every n documents."""
     from tokenizers import Tokenizer

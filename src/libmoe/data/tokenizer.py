@@ -51,8 +51,8 @@ def load_tokenizer(source: str | Path = "embedded") -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # missing name, no network, unknown class, ...
-        hint = "did you mean 'embedded'?" if nearest(str(source), ["embedded"]) else "give 'embedded', a path or a hub name"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        hint = "did you mean 'embedded'?" if nearest(str(source), ["embedded"]) else "'embedded' always works"
         raise DataError(f"cannot load tokenizer {str(source)!r} ({reason:.120}); {hint}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"tokenizer {str(source)!r} has no fast version (tokenizer.json), which is needed")
@@ -69,7 +69,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int = VOCAB_SIZE) -> PreTrainedT
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + 2:
-        raise DataError(f"vocab_size={vocab_size} is too small: the bytes and special tokens need {len(alphabet) + 2}")
+        raise DataError(f"vocab_size={vocab_size} is too small; bytes and specials need {len(alphabet) + 2}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -103,7 +103,9 @@ def _idle_params(layer: MoELayer) -> float:
 
 def _layer_flops(layer: MoELayer, dim: int) -> float:
     """Forward FLOPs per token of width ``dim``: experts, mixing, gate and shared experts."""
-    experts = sum(load * cost for load, cost in zip(_loads(layer), layer.experts.flops_per_row(), strict=True))
+    experts = sum(
+        load * cost for load, cost in zip(_loads(layer), layer.experts.flops_per_row(), strict=True)
+    )
     inside = {id(p) for p in layer.experts.parameters()}
     matrices = (p.numel() for p in layer.parameters() if id(p) not in inside and p.dim() > 1)
     return experts + layer.router.mixing_flops(dim) + 2.0 * sum(matrices)
@@ -115,9 +117,13 @@ def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tupl
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _in_evaluation(model):
             inputs, tokens = example(model, seq_len, device)
-            with _stubs(layers) as shapes, _first_block_rows(model) as blocks, flop_counter() as counter:
+            with (
+                _stubs(layers) as shapes,
+                _first_block_rows(model, tokens is None) as blocks,
+                flop_counter() as counter,
+            ):
                 model(**inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(
             f"cannot account for {type(model).__name__} at seq_len={seq_len}: {' '.join(str(error).split())[:200]}"
         ) from None
@@ -170,7 +176,7 @@ def _stubs(layers: list[MoELayer]) -> Iterator[_Shapes]:
         return forward
 
     for layer in layers:
-        layer.forward = stub(layer)
+        layer.forward = stub(layer)  # type: ignore[method-assign]
     try:
         yield shapes
     finally:
@@ -179,7 +185,7 @@ def _stubs(layers: list[MoELayer]) -> Iterator[_Shapes]:
 
 
 @contextmanager
-def _first_block_rows(model: nn.Module) -> Iterator[list[int]]:
+def _first_block_rows(model: nn.Module, wanted: bool) -> Iterator[list[int]]:
     """Tokens that enter the first block of each stack (list of blocks)."""
     rows: list[int] = []
 
@@ -187,7 +193,7 @@ def _first_block_rows(model: nn.Module) -> Iterator[list[int]]:
         hidden = args[0] if args else kwargs["hidden_states"]
         rows.append(hidden.numel() // hidden.shape[-1])
 
-    stacks = [m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    stacks = [m for m in model.modules() if wanted and isinstance(m, nn.ModuleList) and len(m)]
     outer = [m for m in stacks if not any(m is not other and m in set(other.modules()) for other in stacks)]
     handles = [stack[0].register_forward_pre_hook(note, with_kwargs=True) for stack in outer]
     try:

@@ -43,18 +43,25 @@ class FoundFFN:
         return found
 
     @property
+    def other_parts(self) -> list[str]:
+        """What the host has besides the FFN: submodules, and dropout that is a function of its forward."""
+        own = {*self.form.inputs, self.form.output, *self.form.hidden_dropouts, *ACTIVATION_NAMES}
+        children = [name for name, _ in self.host.named_children()]
+        functional = [
+            n for n, value in vars(self.host).items() if "dropout" in n and isinstance(value, float)
+        ]
+        return [name for name in (*children, *functional) if name not in own]
+
+    @property
     def is_whole(self) -> bool:
         """Whether the FFN is all that its host module computes, so that the host itself can be replaced."""
-        parts = {*self.form.inputs, self.form.output, *self.form.hidden_dropouts, *ACTIVATION_NAMES}
-        functional = {name for name, value in vars(self.host).items() if "dropout" in name and isinstance(value, float)}
-        if not {name for name, _ in self.host.named_children()} | functional <= parts:
-            return False
         needed = [
             p
             for p in signature(self.host.forward).parameters.values()
-            if p.default is Parameter.empty and p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+            if p.default is Parameter.empty
+            and p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         ]
-        return len(needed) == 1
+        return not self.other_parts and len(needed) == 1
 
     @property
     def layer_path(self) -> str:
@@ -173,11 +180,15 @@ def find_ffns(model: nn.Module) -> list[FoundFFN]:
 
 def _refuse_inner_parts(ffn: FoundFFN) -> None:
     """A norm between activation and output belongs to the FFN, and none of our experts has one."""
-    for name, module in ffn.host.named_children():
-        weight = getattr(module, "weight", None)
-        inner = isinstance(weight, Tensor) and weight.shape == (ffn.hidden,) and ffn.hidden != ffn.dim
-        if inner or (ffn.form.gated and not ffn.is_whole):
-            raise ConfigError(f"{ffn.path}.{name} is part of a feed-forward network that experts cannot express")
+    inner = []
+    for name in ffn.other_parts:
+        weight = getattr(child(ffn.host, name), "weight", None)
+        of_hidden = isinstance(weight, Tensor) and weight.shape == (ffn.hidden,) and ffn.hidden != ffn.dim
+        inner += [name] if of_hidden or ffn.form.gated else []
+    if inner:
+        raise ConfigError(
+            f"{ffn.path}.{inner[0]} is part of a feed-forward network, and experts have no such part"
+        )
 
 
 def _activation(path: str, host: nn.Module, form: Form) -> str:
@@ -187,7 +198,9 @@ def _activation(path: str, host: nn.Module, form: Form) -> str:
         return "silu"  # written into forward, as LFM2 does; checked against the module before it is replaced
     name = activation_name(function) if function is not None else None
     if name is None:
-        raise ConfigError(f"the activation of {path} ({function}) is none of ours; add it to libmoe.ops.activations")
+        raise ConfigError(
+            f"the activation of {path} ({function}) is none of ours; add it to libmoe.ops.activations"
+        )
     return name
 
 

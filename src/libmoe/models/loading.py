@@ -35,7 +35,9 @@ def load(folder: str | Path, dtype: torch.dtype | str | None = None) -> nn.Modul
     folder = Path(folder)
     section = libmoe_section(folder)
     if section is None:
-        raise CheckpointError(f"{folder} was not saved by LibMoE; load_any() loads plain transformers folders")
+        raise CheckpointError(
+            f"{folder} was not saved by LibMoE; load_any() loads plain transformers folders"
+        )
     refuse_pickles(folder)
     try:
         with _without_init():

@@ -78,7 +78,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "seed": record.seed,
         "count": record.sites[0].site.count if record.sites else 0,
         "sites": [
-            {"path": s.path, "layer": s.layer, "index": s.site.index, "options": s.options} for s in record.sites
+            {"path": s.path, "layer": s.layer, "index": s.site.index, "options": s.options}
+            for s in record.sites
         ],
     }
 
@@ -87,7 +88,9 @@ def registered_name(method: Method) -> str:
     """The name ``method`` is registered under.  Raises ConfigError when there is none."""
     name = next((n for n in METHODS.names() if METHODS.get(n) is type(method)), None)
     if name is None:
-        raise ConfigError(f"{type(method).__name__} has no name; register it with @register_method('my-method', ...)")
+        raise ConfigError(
+            f"{type(method).__name__} has no name; register it with @register_method('my-method', ...)"
+        )
     return name
 
 

@@ -40,7 +40,9 @@ def save(
     """
     model = unwrap(model)
     if not hasattr(model, "libmoe"):
-        raise ConfigError(f"{type(model).__name__} has no MoE layers of LibMoE; call moeify() or import_() first")
+        raise ConfigError(
+            f"{type(model).__name__} has no MoE layers of LibMoE; call moeify() or import_() first"
+        )
     model.config.libmoe = describe(model)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
@@ -79,7 +81,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         ConfigError: ``folder`` is a file, or a folder with files but without ``config.json``.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "config.json").exists())):
+    if folder.exists() and not (
+        folder.is_dir() and (not any(folder.iterdir()) or (folder / "config.json").exists())
+    ):
         raise ConfigError(f"{folder} exists and is not a model folder; choose another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))

@@ -31,7 +31,9 @@ def copy_into_experts(layer: nn.Module, ffn: FFN, path: str) -> int:
             copies += 1
     if not copies:
         kinds = ", ".join(type(bank).__name__ for bank in banks)
-        raise ConfigError(f"init='copy' has no feed-forward experts to copy {path} into ({kinds}); use init='scratch'")
+        raise ConfigError(
+            f"init='copy' has no feed-forward experts to copy {path} into ({kinds}); use init='scratch'"
+        )
     return copies
 
 

@@ -43,7 +43,7 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path, max_shard_bytes: 
     if len(shards) == 1:
         save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
@@ -68,7 +68,9 @@ def read_weights(model: nn.Module, folder: Path) -> None:
     for what, names in (("misses", missing), ("has an unexpected", unexpected)):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise CheckpointError(f"{folder} {what} tensor {names[0]}{more}; it does not fit {type(model).__name__}")
+            raise CheckpointError(
+                f"{folder} {what} tensor {names[0]}{more}; it does not fit {type(model).__name__}"
+            )
     for file in sorted(set(files.values())):
         with _opened(folder / file) as handle:
             for name, source in wanted.items():

@@ -37,14 +37,20 @@ def select(found: Sequence[FoundFFN], where: Where) -> list[FoundFFN]:
         chosen = _by_rule(found, where)
     if not chosen:
         paths = ", ".join(dict.fromkeys(ffn.stack for ffn in found))
-        raise ConfigError(f"where={where!r} selects none of the {len(found)} feed-forward networks in {paths}")
+        raise ConfigError(
+            f"where={where!r} selects none of the {len(found)} feed-forward networks in {paths}"
+        )
     return chosen
 
 
 def _by_index(found: Sequence[FoundFFN], where: Sequence[int]) -> list[FoundFFN]:
-    wrong = next((i for i in where if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(found)), None)
+    wrong = next(
+        (i for i in where if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(found)), None
+    )
     if wrong is not None or not where:
-        raise ConfigError(f"where={list(where)}: list places from 0 to {len(found) - 1}, one for each MoE layer")
+        raise ConfigError(
+            f"where={list(where)}: list places from 0 to {len(found) - 1}, one for each MoE layer"
+        )
     return [found[i] for i in sorted(set(where))]
 
 
@@ -60,7 +66,9 @@ def _by_rule(found: Sequence[FoundFFN], where: str) -> list[FoundFFN]:
             "encoder, decoder, a path pattern or a list of places"
         )
     pool = [ffn for ffn in found if side is None or side in ffn.stack.split(".")]
-    stacks = {stack: [ffn for ffn in pool if ffn.stack == stack] for stack in dict.fromkeys(f.stack for f in pool)}
+    stacks = {
+        stack: [ffn for ffn in pool if ffn.stack == stack] for stack in dict.fromkeys(f.stack for f in pool)
+    }
     return [ffn for ffns in stacks.values() for ffn in _of_stack(ffns, rule, number or 0)]
 
 

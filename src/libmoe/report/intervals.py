@@ -14,8 +14,8 @@ two separate means.  Two things make such a difference uncertain:
   methods scatter about equally; so the pair's own scatter is used where it is the larger, and a method that
   scatters beyond ``WILD`` times the median variance is kept out of the pool.
 
-With one seed nothing is known of the second part: the interval then covers the choice of text only, and
-``Difference.seeds`` is 1.  Few units make percentiles too narrow, so deviations are widened by the usual
+When all methods ran with one seed, nothing is known of the second part: the interval then covers the choice
+of text only.  Few units make percentiles too narrow, so deviations are widened by the usual
 small-sample factors: that of the variance, ``sqrt(n / df)``, and Student's t over the normal quantile.
 
 Sources: the bootstrap, Efron & Tibshirani 1993; correction for many comparisons, Holm 1979.
@@ -47,7 +47,7 @@ class Difference:
     """``method - baseline`` in bits per byte (negative: the method is better) with its 95 % interval.
 
     Unpacks as ``mean, low, high``.  Limits and ``p_value`` are NaN when there is nothing to resample.
-    ``unit`` is ``"windows"`` or ``"domains"``, ``num_units`` how many of them there were.
+    ``unit`` is ``"windows"``, ``"domains"`` or ``"runs"`` (only one number each), ``num_units`` their number.
     """
 
     mean: float
@@ -146,14 +146,11 @@ def _seed_error(
     rows: Sequence[Mapping[str, Any]], method: str, baseline: str, per_seed: Floats
 ) -> tuple[float, int]:
     """Return the standard error of the mean difference that is due to seeds, and its degrees of freedom."""
-    if len(per_seed) < 2:
-        return 0.0, 0
-    own = float(per_seed.std(ddof=1)) / math.sqrt(len(per_seed))
-    pool = seed_scatter(rows)
+    seeds, pool = len(per_seed), seed_scatter(rows)
+    own = float(per_seed.std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
     if pool is None:
-        return own, len(per_seed) - 1
-    pooled = pool.sigma * math.sqrt(2.0 / len(per_seed))
-    return max(own, pooled), pool.degrees_of_freedom
+        return own, seeds - 1
+    return max(own, pool.sigma * math.sqrt(2.0 / seeds)), pool.degrees_of_freedom
 
 
 def _resampled_means(
@@ -221,7 +218,8 @@ def _paired_units(
     # Domains stand for those one might have chosen, so they form one stratum; windows stay in their domain's.
     strata = [0 if by_domain else place for place in range(len(domains))]
     stratum_U = np.repeat(strata, [len(size) for size in size_by_domain])
-    return gain_SU, size_U, stratum_U, "domains" if by_domain else "windows"
+    unit = "windows" if not by_domain else "domains" if len(domains) > 1 else "runs"
+    return gain_SU, size_U, stratum_U, unit
 
 
 def _tables(domains: Sequence[str], units: Units, where: str) -> list[Floats]:

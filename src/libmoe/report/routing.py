@@ -28,7 +28,8 @@ def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
     expert over fair share, minus one), ``idle``, ``experts_per_token``, ``domain_load`` ``{domain: shares}`` and
     ``mutual_information_bits`` with its greatest possible value ``information_limit_bits``.
     """
-    runs, skipped = [], 0
+    runs: list[dict[str, Any]] = []
+    skipped = 0
     for row in grid.finished:
         layers = [layer for item in _layers(grid, row) if (layer := _layer(item))]
         if not layers and row.kind == "moe":
@@ -36,7 +37,9 @@ def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
         if layers:
             runs.append({"method": row.method, "seed": row.seed, "layers": _spaced(layers, MAX_LAYERS)})
     if skipped:
-        notes.append(f"{count(skipped, 'MoE run')} left no routing statistics: no load or heat map for them.")
+        notes.append(
+            f"Without routing statistics, so without load and heat map: {count(skipped, 'MoE run')}."
+        )
     if len(to_json(runs)) > ROUTING_BUDGET:
         first = {run["method"]: run["seed"] for run in reversed(runs)}
         runs = [run for run in runs if first[run["method"]] == run["seed"]]

@@ -19,7 +19,7 @@ from libmoe.report.words import headline, threats
 def summarise(grid_dir: Path) -> dict[str, Any]:
     """Read ``grid_dir`` and return everything the report says, JSON-ready; writes nothing.
 
-    Methods come best first (lowest bits per byte), those that see future tokens last.  ``headline`` is the
+    Methods come best first (by paired difference), those that see future tokens last.  ``headline`` is the
     outcome as a list of sentences.
 
     Raises:
@@ -32,8 +32,8 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
     for place, method in enumerate(methods):
         method["series"] = place
         method["is_baseline"] = method["method"] == baseline
-    methods.sort(key=lambda m: (not m["causal"], m["bits_per_byte"]))
     comparison = compare(grid, methods, baseline, notes)
+    _order(methods, notes)
     _rank(methods)
     routing = routing_summary(grid, notes)
     summary: dict[str, Any] = {
@@ -114,6 +114,23 @@ def _method(grid: Grid, name: str) -> dict[str, Any]:
         # Every seed answers the same items, so the standard error of the mean is not divided by their number.
         entry["tasks"][task] = _mean_items([row.tasks[task] for row in rows if task in row.tasks])
     return entry
+
+
+def _order(methods: list[dict[str, Any]], notes: list[str]) -> None:
+    """Sort best first, by the paired difference where there is one: seeds differ in level, and some may lack."""
+    base: float = next((method["bits_per_byte"] for method in methods if method["is_baseline"]), 0.0)
+
+    def score(method: dict[str, Any]) -> float:
+        return method["difference"]["mean"] if method["difference"] else method["bits_per_byte"] - base
+
+    methods.sort(key=lambda method: (not method["causal"], score(method)))
+    seeds = {seed for method in methods for seed in method["seeds"]}
+    for method in methods:
+        if lacking := sorted(seeds - set(method["seeds"])):
+            notes.append(
+                f"{method['label']} lacks {'seed' if len(lacking) == 1 else 'seeds'} {', '.join(map(str, lacking))}: "
+                "its mean is not comparable with the others' means, its paired difference is."
+            )
 
 
 def _rank(methods: Sequence[dict[str, Any]]) -> None:

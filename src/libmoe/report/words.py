@@ -127,6 +127,8 @@ def _verdicts(summary: Summary) -> list[str]:
         said.append(f"Not distinguishable from it: {_listed(same)}.")
     if worse := _with(summary, "worse"):
         said.append(f"Worse: {_listed(worse)}.")
+    if bare := [m for m in _with(summary, "not compared") if m["causal"] and m["difference"]]:
+        said.append(f"Too little was saved for an interval: {_listed(bare)}.")
     if leaking := [method["label"] for method in summary["methods"] if not method["causal"]]:
         one = len(leaking) == 1
         said.append(
@@ -155,7 +157,7 @@ def _against_unigram(summary: Summary) -> list[str]:
     said = []
     if best["bits_per_byte"] < unigram:
         said.append(
-            f"The lowest mean, {best['label']} at {fixed(best['bits_per_byte'])}, is "
+            f"The best, {best['label']} at {fixed(best['bits_per_byte'])}, is "
             f"{percent(1 - best['bits_per_byte'] / unigram, 0)} below the {fixed(unigram)} that token frequencies "
             "alone would need."
         )
@@ -186,6 +188,10 @@ def _caveats(summary: Summary) -> list[str]:
     comparison = summary["comparison"]
     if not seeds or summary["baseline"] is None:
         return []
+    if comparison["units"] == ["runs"] and max(seeds) == 1:
+        return [
+            "One seed per method, and one number per run: how uncertain the differences are is not known."
+        ]
     if max(seeds) == 1:
         return [
             "One seed per method: the intervals tell how much the choice of held-out text matters, not how much "

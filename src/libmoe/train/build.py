@@ -52,12 +52,17 @@ def build_model(recipe: Recipe, vocab_size: int) -> nn.Module:
     """The backbone with its MoE layers; initial weights depend on the seed and on names alone.
 
     Raises:
-        ConfigError: the backbone has fewer embeddings than the tokenizer has tokens.
+        ConfigError: the backbone predicts no next token, or has fewer embeddings than the tokenizer has tokens.
     """
     config = recipe.backbone
     if config.vocab_size is None:
         config = replace(config, vocab_size=vocab_size)
     model = build_backbone(config, seed=recipe.seed)
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise ConfigError(
+            f"backbone {type(model).__name__} is not a causal language model, which is what train() trains; "
+            "use 'llama', 'qwen3' or 'gpt2', or put MoE layers in with libmoe.models.moeify and use your own loop"
+        )
     rows = model.get_input_embeddings().num_embeddings
     if rows < vocab_size:
         raise ConfigError(

@@ -139,7 +139,7 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
                     "grad_norm": short(norm),
                     "balance": balance(info.loads),
                     "losses": auxiliary_losses(statistics),
-                    "controllers": dict(info.metrics),
+                    "controllers": {name: short(value) for name, value in info.metrics.items()},
                 }
                 if alarms := session.alarms.check(record):
                     record["alarms"] = alarms

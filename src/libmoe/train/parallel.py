@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from libmoe.core.context import checkpoint_contexts
 from libmoe.core.errors import ConfigError
+from libmoe.layers import MoELayer
 from libmoe.train.recipe import TrainConfig
 
 
@@ -152,18 +153,19 @@ def recompute_blocks(model: nn.Module) -> None:
         raise ConfigError(f"train.activation_checkpointing: {error}") from None
 
 
-def compile_blocks(model: nn.Module) -> int:
-    """Compile every block in place, its MoE layer left out; returns how many.
+def compile_parts(model: nn.Module) -> int:
+    """Compile in place the parts of every block that hold no MoE layer (attention, norms); returns how many.
 
-    Routing decides shapes from data, and the context it reads is a Python object: both would break the graph
-    in many places and recompile for every new load.  The rest of a block is compiled up to the MoE layer and
-    after it.
+    MoE layers stay as they are: their shapes depend on data and the context they read is a Python object, so they
+    would break the graph in many places and be compiled anew for every load.  The parts are compiled rather than
+    the block around them because transformers recomputes blocks inside their ``forward``, where dynamo gives up.
     """
-    from libmoe.layers import moe_layers
-
-    for _, layer in moe_layers(model):
-        layer.forward = torch.compiler.disable(layer.forward, reason="routing depends on data")
-    found = blocks(model)
-    for block in found:
-        block.compile()
-    return len(found)
+    parts = [
+        part
+        for block in blocks(model)
+        for part in block.children()
+        if not any(isinstance(m, MoELayer) for m in part.modules())
+    ]
+    for part in parts:
+        part.compile()
+    return len(parts)

@@ -75,7 +75,7 @@ class TrainConfig:
         router_lr_scale, expert_lr_scale: learning rates of these parameters relative to ``lr``.
         dtype: ``fp32``, or ``bf16`` for mixed precision (parameters and optimiser state stay in fp32).
         activation_checkpointing: recompute each block in the backward pass: less memory, about a third more time.
-        compile: compile the blocks around the MoE layers.
+        compile: compile attention, norms and dense parts of the blocks; MoE layers stay as they are.
         parallel: ``none``, ``ddp`` (a replica in each process), ``fsdp`` (parameters sharded over processes)
             or ``auto``: ``ddp`` under ``torchrun``, ``none`` without.
         log_every, eval_every, save_every: in steps; ``None`` evaluates or saves only at the end.
@@ -169,8 +169,8 @@ class EvalConfig:
 class Recipe:
     """A run: which model, which method, which data, how long, how it is measured, which seed."""
 
-    backbone: BackboneConfig
     name: str = "run"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -179,7 +179,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         longest = self.backbone.max_position_embeddings
-        if self.backbone.checkpoint is None and self.data.seq_len > longest:
+        if self.backbone.checkpoint is None and longest is not None and self.data.seq_len > longest:
             raise ConfigError(
                 f"data.seq_len={self.data.seq_len} is longer than backbone.max_position_embeddings={longest}; "
                 f"use at most {longest} or raise the latter"

@@ -66,7 +66,7 @@ class Session:
         if cfg.activation_checkpointing:
             parallel.recompute_blocks(self.model)
         if cfg.compile:
-            parallel.compile_blocks(self.model)
+            parallel.compile_parts(self.model)
         if world.mode == "fsdp":
             parallel.shard(self.model, world, cfg.dtype)
         self.optimizer = build_optimizer(self.model, roles, cfg)

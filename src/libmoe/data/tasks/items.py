@@ -7,6 +7,7 @@ Everything is a pure function of the documents: random choices come from keyed p
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,9 @@ def _cut(sentence: str, count: CountTokens, words: int = 10) -> tuple[str, str] 
 def _continuations(
     domains: Mapping[str, Works], domain: str, count: CountTokens, *, other_domains: bool
 ) -> Iterator[Item]:
-    cuts = {d: [(w, c) for w, s in _sentences(works) if (c := _cut(s, count))] for d, works in domains.items()}
+    cuts = {
+        d: [(w, c) for w, s in _sentences(works) if (c := _cut(s, count))] for d, works in domains.items()
+    }
     for i, (work, (context, right)) in enumerate(cuts[domain]):
         if other_domains:
             others = [d for d in domains if d != domain]
@@ -113,20 +116,24 @@ def _orders(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
         context, right = cut
         words = right.split()
         inner, last = words[:-1], words[-1]  # the last word keeps its place and its full stop
-        wrong = [" ".join([*(inner[j] for j in permutation(len(inner), "order", domain, i, k)), last]) for k in range(3)]
+        orders = [permutation(len(inner), "order", domain, i, k) for k in range(3)]
+        wrong = [" ".join([*(inner[j] for j in order), last]) for order in orders]
         if len({right, *wrong}) == 4:
             yield {"context": context, "choices": [right, *wrong], "domain": domain}
 
 
 def _definitions(works: Works, count: CountTokens) -> Iterator[Item]:
-    entries = []
-    for documents in works.values():
-        for line in (line for text in documents for line in text.split("\n")):
-            names, _, gloss = line.partition(": ")
-            gloss = gloss.split(";")[0].strip()
-            known = set(re.findall(r"[a-z]{4,}", names.lower()))
-            if known and not known & set(re.findall(r"[a-z]{4,}", gloss.lower())) and 5 <= count(" " + gloss) <= CHOICE_TOKENS:
-                entries.append((names, gloss))
+    lines = [line for documents in works.values() for text in documents for line in text.split("\n")]
+    parts = [line.partition(": ") for line in lines]
+    # A word with several meanings would have several right answers.
+    meanings = Counter(name.lower() for names, _, _ in parts for name in names.split(", "))
+    entries = [
+        (names, gloss)
+        for names, gloss in ((names, text.split(";")[0].strip()) for names, _, text in parts)
+        if all(meanings[name.lower()] == 1 for name in names.split(", "))
+        and 5 <= count(" " + gloss) <= CHOICE_TOKENS
+        and not _long_words(names) & _long_words(gloss)  # "shirt button: a button on a shirt"
+    ]
     glosses = list(dict.fromkeys(gloss for _, gloss in entries))
     for i in permutation(len(entries), "entries"):
         names, right = entries[i]
@@ -134,3 +141,7 @@ def _definitions(works: Works, count: CountTokens) -> Iterator[Item]:
         wrong = [same_size[j] for j in permutation(len(same_size), "glosses", names)[:3]]
         if len(wrong) == 3 and count(names) <= CONTEXT_TOKENS:
             yield {"context": f"{names}:", "choices": [right, *wrong], "domain": "dictionary"}
+
+
+def _long_words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]{4,}", text.lower()))

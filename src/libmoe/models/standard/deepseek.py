@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 
 from libmoe.experts import SharedExpert
 from libmoe.layers import MoELayer
-from libmoe.models.standard.family import Family, NotExpressibleError, Rows, Source, check_experts, dense_places
+from libmoe.models.standard.family import (
+    Family,
+    NotExpressibleError,
+    Rows,
+    Source,
+    check_experts,
+    dense_places,
+)
 from libmoe.routers import LinearGate
 from libmoe.routers.group_limited import GroupLimitedRouter
 
@@ -43,7 +50,9 @@ class DeepseekV3(Family):
                 f"deepseek_v3 has biased sigmoid routing in groups, this is {type(router).__name__}"
             )
         if type(router.gate) is not LinearGate or router.gate.bias is not None or not router.renormalise:
-            raise NotExpressibleError("deepseek_v3 has a gate of one matrix and weights that sum to a constant")
+            raise NotExpressibleError(
+                "deepseek_v3 has a gate of one matrix and weights that sum to a constant"
+            )
         if router.eval_capacity_factor is not None:
             raise NotExpressibleError("deepseek_v3 drops nothing, this router has a capacity in evaluation")
         shared = layer.shared

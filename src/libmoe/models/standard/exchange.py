@@ -46,7 +46,9 @@ def import_(source: nn.Module | str | Path, *, options: Mapping[str, Any] | None
     kind = family(model.config.model_type)
     blocks = kind.blocks(model)
     if not blocks:
-        raise ConfigError(f"{type(model).__name__} has no {kind.block_class}: every block is dense, so moeify() it")
+        raise ConfigError(
+            f"{type(model).__name__} has no {kind.block_class}: every block is dense, so moeify() it"
+        )
     name, own = kind.method(model.config)
     method = create(name, {**own, **(options or {})})
     before, params = probe(model), count_parameters(model)
@@ -104,9 +106,13 @@ def to_standard(model: nn.Module, to: str = "auto") -> tuple[Any, Receipt]:
     if chosen is not None:
         return _build(model, FAMILIES[chosen], plans[chosen])
     own_type = model.config.model_type
-    nearest = to if to != "auto" else next((n for n, kind in FAMILIES.items() if own_type in kind.prefixes), None)
+    nearest = (
+        to if to != "auto" else next((n for n, kind in FAMILIES.items() if own_type in kind.prefixes), None)
+    )
     because = reasons[nearest] if nearest else f"none has the backbone of {own_type}"
-    instead = f"; it can be {' or '.join(plans)}" if plans else f" ({nearest or 'standard architectures'} cannot)"
+    instead = (
+        f"; it can be {' or '.join(plans)}" if plans else f" ({nearest or 'standard architectures'} cannot)"
+    )
     raise NotExpressibleError(f"cannot export method {model.libmoe.method_name!r}: {because}{instead}")
 
 

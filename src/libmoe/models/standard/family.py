@@ -177,7 +177,9 @@ def check_experts(layer: MoELayer, model_type: str, *, gated: bool = True) -> No
     if experts.b_in is not None:
         raise NotExpressibleError(f"experts of {model_type} have no biases, these do")
     if layer.estimator is not None:
-        raise NotExpressibleError(f"{model_type} knows no gradient estimators ({type(layer.estimator).__name__})")
+        raise NotExpressibleError(
+            f"{model_type} knows no gradient estimators ({type(layer.estimator).__name__})"
+        )
 
 
 def dense_places(sparse: Mapping[str, Sequence[int]], model: Any) -> list[int]:

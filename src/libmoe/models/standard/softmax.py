@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 from libmoe.core.errors import ConfigError
 from libmoe.experts import SharedExpert
 from libmoe.layers import MoELayer
-from libmoe.models.standard.family import Family, NotExpressibleError, Rows, Source, check_experts, dense_places
+from libmoe.models.standard.family import (
+    Family,
+    NotExpressibleError,
+    Rows,
+    Source,
+    check_experts,
+    dense_places,
+)
 from libmoe.routers import LinearGate, TopKRouter
 
 _EXPERTS = {
@@ -43,11 +50,15 @@ class Softmax(Family):
         check_experts(layer, self.model_type)
         router = layer.router
         if type(router) is not TopKRouter:
-            raise NotExpressibleError(f"{self.model_type} routes by softmax top-k, this is {type(router).__name__}")
+            raise NotExpressibleError(
+                f"{self.model_type} routes by softmax top-k, this is {type(router).__name__}"
+            )
         if type(router.gate) is not LinearGate or router.gate.bias is not None:
             raise NotExpressibleError(f"the gate of {self.model_type} is one matrix, this is {router.gate}")
         if router.eval_capacity_factor is not None:
-            raise NotExpressibleError(f"{self.model_type} drops nothing, this router has a capacity in evaluation")
+            raise NotExpressibleError(
+                f"{self.model_type} drops nothing, this router has a capacity in evaluation"
+            )
         self.check_shared(layer)
 
     def check_shared(self, layer: MoELayer) -> None:
@@ -125,7 +136,9 @@ class Qwen2Moe(Qwen3Moe):
 
     def check_shared(self, layer: MoELayer) -> None:
         if not isinstance(layer.shared, SharedExpert) or layer.shared.gate is None:
-            raise NotExpressibleError("qwen2_moe has a gated shared expert (shared_hidden, shared_gate), this has none")
+            raise NotExpressibleError(
+                "qwen2_moe has a gated shared expert (shared_hidden, shared_gate), this has none"
+            )
 
     def layer_fields(self, layer: MoELayer) -> dict[str, Any]:
         shared: Any = layer.shared

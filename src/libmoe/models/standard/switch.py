@@ -17,7 +17,11 @@ class SwitchTransformers(Family):
     """transformers' experts drop what exceeds ``expert_capacity`` tokens of a sequence, in evaluation too; ours
     drop nothing then.  Both agree on sequences of up to ``expert_capacity`` tokens."""
 
-    model_type, prefix, block_class = "switch_transformers", "SwitchTransformers", "SwitchTransformersSparseMLP"
+    model_type, prefix, block_class = (
+        "switch_transformers",
+        "SwitchTransformers",
+        "SwitchTransformersSparseMLP",
+    )
     backbones: ClassVar[Mapping[str, str]] = {"t5": "T5"}
     renames: ClassVar[Mapping[str, str]] = {"DenseReluDense": "mlp"}
     tensors: ClassVar[Mapping[str, Source]] = {
@@ -45,17 +49,30 @@ class SwitchTransformers(Family):
     def check(self, layer: MoELayer) -> None:
         check_experts(layer, self.model_type, gated=False)
         router = layer.router
-        if type(router) is not TopKRouter or router.top_k != 1 or router.renormalise or router.softmax_after_topk:
-            raise NotExpressibleError("switch_transformers sends a token to one expert, weighted by its probability")
+        if (
+            type(router) is not TopKRouter
+            or router.top_k != 1
+            or router.renormalise
+            or router.softmax_after_topk
+        ):
+            raise NotExpressibleError(
+                "switch_transformers sends a token to one expert, weighted by its probability"
+            )
         if type(router.gate) is not LinearGate or router.gate.bias is not None:
             raise NotExpressibleError(f"the gate of switch_transformers is one matrix, this is {router.gate}")
         if router.eval_capacity_factor is not None:
-            raise NotExpressibleError("capacity in evaluation is per batch here, per sequence in switch_transformers")
+            raise NotExpressibleError(
+                "capacity in evaluation is per batch here, per sequence in switch_transformers"
+            )
         if layer.shared is not None:
             raise NotExpressibleError("switch_transformers has no shared experts, this layer has")
 
     def layer_fields(self, layer: MoELayer) -> dict[str, Any]:
-        return {"num_experts": layer.router.num_experts, "d_ff": layer.experts.hidden, "expert_capacity": UNLIMITED}
+        return {
+            "num_experts": layer.router.num_experts,
+            "d_ff": layer.experts.hidden,
+            "expert_capacity": UNLIMITED,
+        }
 
     def pattern_fields(self, sparse: Mapping[str, list[int]], model: Any) -> dict[str, Any]:
         config, fields = model.config, {}

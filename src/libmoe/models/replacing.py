@@ -14,7 +14,15 @@ from libmoe.core.errors import ConfigError
 from libmoe.methods import Method, create
 from libmoe.models.detect import FoundFFN, find_ffns
 from libmoe.models.receipt import Receipt, count_parameters
-from libmoe.models.record import Init, Moeified, PlacedSite, attach, build_layer, match_tensors, registered_name
+from libmoe.models.record import (
+    Init,
+    Moeified,
+    PlacedSite,
+    attach,
+    build_layer,
+    match_tensors,
+    registered_name,
+)
 from libmoe.models.upcycle import copy_into_experts
 from libmoe.models.where import Where, select
 
@@ -117,7 +125,9 @@ def _check_reading(ffn: FoundFFN) -> float:
 
 @torch.no_grad()
 def _difference(layer: nn.Module, ffn: FoundFFN) -> float | None:
-    """Largest difference between the new layer and the dense FFN; ``None`` when it needs inputs of its own."""
+    """Largest difference between the new layer and the dense FFN; ``None`` when the layer cannot run by itself."""
+    if ffn.device.type == "meta":
+        return None
     training = layer.training
     ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=ffn.device)
     try:

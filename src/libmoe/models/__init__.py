@@ -1,0 +1,67 @@
+"""MoE layers inside transformers models: put in, saved, loaded, exchanged and counted."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Public names and the module that defines each; imported on first use.
+_PUBLIC = {
+    "Account": "accounting",
+    "BackboneConfig": "backbones",
+    "FoundFFN": "detect",
+    "Moeified": "record",
+    "Receipt": "receipt",
+    "account": "accounting",
+    "build_backbone": "backbones",
+    "export": "standard.exchange",
+    "find_ffns": "detect",
+    "import_": "standard.exchange",
+    "load": "loading",
+    "load_any": "loading",
+    "moeify": "replacing",
+    "param_roles": "roles",
+    "save": "saving",
+}
+
+
+__all__ = [
+    "Account",
+    "BackboneConfig",
+    "FoundFFN",
+    "Moeified",
+    "Receipt",
+    "account",
+    "build_backbone",
+    "export",
+    "find_ffns",
+    "import_",
+    "load",
+    "load_any",
+    "moeify",
+    "param_roles",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+if TYPE_CHECKING:
+    from libmoe.models.accounting import Account, account
+    from libmoe.models.backbones import BackboneConfig, build_backbone
+    from libmoe.models.detect import FoundFFN, find_ffns
+    from libmoe.models.loading import load, load_any
+    from libmoe.models.receipt import Receipt
+    from libmoe.models.record import Moeified
+    from libmoe.models.replacing import moeify
+    from libmoe.models.roles import param_roles
+    from libmoe.models.saving import save
+    from libmoe.models.standard.exchange import export, import_
