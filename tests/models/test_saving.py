@@ -104,8 +104,8 @@ def test_casting_on_load_leaves_buffers_alone(tiny, tmp_path) -> None:
     assert model.config.dtype == torch.bfloat16
 
 
-def test_bfloat16_comes_back_in_bfloat16(tiny, answer, tmp_path) -> None:
-    model = moeify(tiny("llama").bfloat16(), "smoe", options=FOUR)
+def test_bfloat16_comes_back_in_bfloat16(saved, answer, tmp_path) -> None:
+    model = load(saved, dtype=torch.bfloat16)
     again = load(save(model, tmp_path / "model"))
     assert again.dtype == torch.bfloat16
     assert torch.equal(answer(again), answer(model))
@@ -217,7 +217,7 @@ def test_a_tensor_of_another_shape_is_named(copy) -> None:
 def test_a_truncated_file_is_refused(copy, keep) -> None:
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[:keep])
-    with pytest.raises(CheckpointError, match="model.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         load(copy)
 
 

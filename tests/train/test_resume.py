@@ -98,6 +98,22 @@ def test_another_recipe_is_refused_by_its_first_difference(recipe: Make, tmp_pat
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_never_refuses_a_folder_with_checkpoints(recipe: Make, tmp_path: Path) -> None:
+    train(recipe(), tmp_path, resume="never", quiet=True)
+    with pytest.raises(CheckpointError, match="holds step-00000006; resume from it, or --overwrite"):
+        train(recipe(), tmp_path, resume="never", quiet=True)
+
+
+def test_a_changed_environment_is_mentioned(recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train(recipe(), tmp_path)
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "result.json").unlink()
+    environment = json.loads((tmp_path / "env.json").read_text())
+    (tmp_path / "env.json").write_text(json.dumps(environment | {"torch": "2.9.0"}))
+    train(recipe(), tmp_path)
+    assert "warning: torch was '2.9.0', now" in capsys.readouterr().err
+
+
 def test_resuming_from_a_named_checkpoint_repeats_what_came_after(recipe: Make, tmp_path: Path) -> None:
     keep = recipe("train.keep_checkpoints=9")
     train(keep, tmp_path, quiet=True)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from libmoe.core.plugins import load_plugin
+from libmoe.methods import METHODS
 from libmoe.train import train
 from libmoe.train.recipe import Recipe
 
@@ -93,6 +95,44 @@ def test_two_processes_train_like_one(recipe: Make, tmp_path: Path, run_together
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
+THAWING = """
+from dataclasses import dataclass
+from libmoe.controllers import Controller
+from libmoe.methods import register_method
+from libmoe.methods.smoe import SMoE
+
+class Thaw(Controller):
+    def start(self, info):
+        for name, parameter in info.model.named_parameters():
+            parameter.requires_grad_(".experts." not in name)
+
+    def before_step(self, info):
+        if info.step >= 3:
+            info.model.requires_grad_(True)
+
+@register_method("thawing", summary="experts are frozen for three steps")
+@dataclass(kw_only=True)
+class Thawing(SMoE):
+    def build_controllers(self):
+        return [Thaw()]
+"""
+
+
+@pytest.mark.distributed
+def test_parameters_that_a_controller_thaws_are_reduced_over_processes(
+    recipe: Make, tmp_path: Path, run_together: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for table in ("_entries", "_aliases"):
+        monkeypatch.setattr(METHODS, table, dict(getattr(METHODS, table)))
+    plugin = tmp_path / "thawing.py"
+    plugin.write_text(THAWING)
+    load_plugin(plugin)
+    thawing = recipe("method.name=thawing", "train.parallel=ddp")
+    train(thawing, tmp_path / "one", quiet=True)
+    run_together(thawing, tmp_path / "two", plugin=str(plugin))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.distributed
 def test_a_run_resumes_with_another_number_of_processes(recipe: Make, tmp_path: Path, run_together: Any) -> None:
     """Checkpoints hold whole tensors: what two sharded processes began, one can finish."""
@@ -112,7 +152,11 @@ def test_bf16_trains_with_parameters_in_fp32(recipe: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_compiled_blocks_compute_the_same(recipe: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_compiled_parts_compute_the_same(recipe: Make, tmp_path: Path, recompute: str) -> None:
     train(recipe(), tmp_path / "eager", quiet=True)
-    train(recipe("train.compile=true"), tmp_path / "compiled", quiet=True)
+    torch._dynamo.utils.counters.clear()
+    options = ("train.compile=true", f"train.activation_checkpointing={recompute}")
+    train(recipe(*options), tmp_path / "compiled", quiet=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert_same_run(tmp_path / "eager", tmp_path / "compiled", tolerance=1e-4)

@@ -14,9 +14,12 @@ def main(job: dict[str, Any]) -> None:
     import torch
 
     from libmoe.core.errors import LibMoEError
+    from libmoe.core.plugins import load_plugin
     from libmoe.train import train
 
     torch.set_num_threads(1)
+    if "plugin" in job:
+        load_plugin(job["plugin"])
     if job["world"] > 1:
         os.environ |= {"RANK": str(job["rank"]), "WORLD_SIZE": str(job["world"]), "LOCAL_RANK": str(job["rank"])}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}

@@ -154,7 +154,7 @@ def _settings(config: BackboneConfig, config_class: Any) -> dict[str, Any]:
         **dict.fromkeys(_NAMES["intermediate_size"], 4 * config.hidden_size),
     }
     settings = {name: value for name, value in derived.items() if name in known} | settings
-    _check_extra(config, {*known, *_MORE_KEYS})
+    _check_extra(config, {*known, *config_class.attribute_map, *_MORE_KEYS})
     vocab_size = settings.get("vocab_size")
     for name in _SPECIAL_TOKENS:
         if vocab_size is not None and isinstance(known.get(name), int) and known[name] >= vocab_size:

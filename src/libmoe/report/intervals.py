@@ -12,7 +12,11 @@ two separate means.  Two things make such a difference uncertain:
   level is removed (the randomised-block analysis of variance, ``(methods - 1)(seeds - 1)`` degrees of
   freedom), and every bootstrap replicate is shifted by a Student-t draw of that scale.  Pooling assumes that
   methods scatter about equally; so the pair's own scatter is used where it is the larger, and a method that
-  scatters beyond ``WILD`` times the median variance is kept out of the pool.
+  scatters far more than equal methods would (see :data:`WILD`) is kept out of the pool.
+
+On planted data these intervals cover the truth 94 to 97 times in 100; what breaks them is a pair of which one
+method scatters three times as much as all others, with two seeds (85 in 100), and a bootstrap over eight domains
+with one seed (90 in 100).
 
 When all methods ran with one seed, nothing is known of the second part: the interval then covers the choice
 of text only.  Few units make percentiles too narrow, so deviations are widened by the usual
@@ -26,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,8 +38,8 @@ from numpy.typing import NDArray
 
 from libmoe.core.errors import DataError
 
-WILD = 25.0
-"""A method whose seed-to-seed variance is this many times the median one is not pooled with the others."""
+WILD = 0.99
+"""A method is not pooled with the others when equal methods would hardly ever scatter so unequally."""
 
 Units = Mapping[str, Any]
 """``{domain: bits per byte}``, or ``{domain: [[bits, bytes], ...]}`` with one pair per held-out window."""
@@ -125,8 +130,8 @@ def seed_scatter(rows: Sequence[Mapping[str, Any]]) -> SeedScatter | None:
         return None
     table = np.array([[value[m, s] for s in seeds] for m in names])
     variance = (table - np.median(table, axis=0)).var(axis=1, ddof=1)
-    tame = variance <= WILD * float(np.median(variance)) + 1e-30
-    table = table[tame] if tame.sum() >= 2 else table
+    if len(table) > 3:  # of three, one cannot be told to be the odd one
+        table = table[variance <= _wild_ratio(*table.shape) * np.median(variance)]
     residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     freedom = (len(table) - 1) * (len(seeds) - 1)
     return SeedScatter(math.sqrt(float((residual**2).sum()) / freedom), freedom)
@@ -140,6 +145,14 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
         adjusted[name] = largest
     return adjusted
+
+
+@lru_cache
+def _wild_ratio(methods: int, seeds: int) -> float:
+    """Return the largest variance over the median one that ``WILD`` of all grids of equal methods stay below."""
+    value_GMS = np.random.default_rng(0).normal(size=(4000, methods, seeds))
+    variance_GM = (value_GMS - np.median(value_GMS, axis=1, keepdims=True)).var(axis=2, ddof=1)
+    return float(np.quantile(variance_GM.max(axis=1) / np.median(variance_GM, axis=1), WILD))
 
 
 def _seed_error(

@@ -33,6 +33,11 @@ def threats(summary: Summary) -> list[str]:
             f"{comparison['comparisons']} methods are compared with one baseline. Verdicts hold after Holm's "
             "correction; the intervals themselves are not widened for it."
         )
+    if comparison["seed_sigma"] is not None:
+        found.append(
+            "The scatter of seeds is taken to be about alike for all methods; one much noisier than the others has "
+            "too narrow an interval."
+        )
     if "domains" in comparison["units"]:
         found.append(
             "Where no per-window counts were saved, whole domains are resampled: those intervals say how the "
@@ -88,8 +93,9 @@ def _title(summary: Summary) -> str:
     better = [method for method in moe if method["verdict"] == "better"]
     if not better:
         return "No mixture of experts clearly beats the dense baseline"
+    scope = " on one seed" if max(len(method["seeds"]) for method in summary["methods"]) == 1 else ""
     many = f"{len(better)} of {len(moe)}" if len(better) < len(moe) else f"All {len(moe)}"
-    return f"{many} mixtures of experts {'beats' if len(better) == 1 else 'beat'} the dense baseline"
+    return f"{many} mixtures of experts {'beats' if len(better) == 1 else 'beat'} the dense baseline{scope}"
 
 
 def _lead(summary: Summary) -> list[str]:
@@ -99,7 +105,7 @@ def _lead(summary: Summary) -> list[str]:
     tokens = {method["tokens"] for method in methods if method["tokens"]}
     amount = f" on {si(tokens.pop())} tokens" if len(tokens) == 1 else ""
     budget = protocol.get("budget")
-    matched = f", matched by {_plain(budget)}" if isinstance(budget, str) and budget else ""
+    matched = f" (budget: {_plain(budget)})" if isinstance(budget, str) and budget else ""
     seeds = {len(method["seeds"]) for method in methods}
     times = f"{count(seeds.pop(), 'seed')} each" if len(seeds) == 1 else "one or more seeds each"
     where = f" from {count(len(summary['domains']), 'domain')}" if summary["domains"] else ""
@@ -171,10 +177,12 @@ def _experts(summary: Summary) -> list[str]:
     if not found:
         return []
     label = label_of(summary, found["method"])
+    pairs = {pair["expert"]: pair for pair in reversed(found["domains"])}
+    first = [pair for pair in found["domains"] if pairs[pair["expert"]] is pair][:3]
     served = [
         f"expert {pair['expert']} takes {percent(pair['share'], 0)} of {pair['domain']} "
         f"(elsewhere {percent(pair['share_elsewhere'], 0)})"
-        for pair in found["domains"][:3]
+        for pair in first
     ]
     return [
         f"Experts divide the domains most in layer {found['layer']} of {label}: the expert tells "

@@ -37,7 +37,7 @@ class TopKRouter(Router):
         noise: a :class:`~libmoe.routers.noise.Noise` applied while training.
         capacity_factor: drop what exceeds ``ceil(factor * A / N)`` while training; ``None`` never drops.
         eval_capacity_factor: the same outside training (``None``: dropless, so that the output of a token
-            does not depend on its neighbours in the batch).
+            does not depend on its neighbours in the batch; a factor makes it depend on all of them).
         gate: module from ``x_TD`` to ``logits_TN``; a :class:`LinearGate` by default.
 
     Raises:
@@ -66,6 +66,8 @@ class TopKRouter(Router):
         self.noise = noise
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
         self.priority = priority
+        if eval_capacity_factor is not None:
+            self.causal = self.batch_independent = False
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
 
     def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:

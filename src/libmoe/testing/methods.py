@@ -77,8 +77,8 @@ def check_method(
         all([facts.get(fact, True), *(getattr(layer.router, fact) for layer in layers)])
         for fact in ("causal", "batch_independent")
     ]
-    report = audit(method, dim=dim, side=side)
-    check_declarations(checks, report, *declared)
+    with checks("can be audited"):
+        check_declarations(checks, audit(method, dim=dim, side=side), *declared)
     return checks.finish()
 
 

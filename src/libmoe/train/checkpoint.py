@@ -81,7 +81,6 @@ def save(
         if is_main:
             write_json(temporary / "trainer.json", {"format": FORMAT, "step": step, **trainer})
             write_json(temporary / "manifest.json", {p.name: _digest(p) for p in sorted(temporary.iterdir())})
-            remove_folder(final)
             move_folder(temporary, final)
     except BaseException:
         if is_main:
@@ -138,10 +137,12 @@ def find(folder: Path, resume: str) -> Path | None:
     """The checkpoint to resume from, verified: the newest for ``auto`` (``None`` without any), else the named one.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
+        CheckpointError: there is no such checkpoint, it is damaged, or there is one and ``resume`` is ``never``.
     """
     steps = list_steps(folder)
-    if resume == "auto":
+    if resume == "never" and steps:
+        raise CheckpointError(f"{folder} holds {name_of(steps[-1])}; resume from it, or --overwrite to start anew")
+    if resume in ("auto", "never"):
         if not steps:
             return None
         name = name_of(steps[-1])

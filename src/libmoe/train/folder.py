@@ -86,13 +86,21 @@ class RunFolder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._release_lock()
 
-    def begin(self) -> None:
-        """The set-up has succeeded: from now on the folder belongs to this recipe (main rank only)."""
+    def begin(self) -> list[str]:
+        """The set-up has succeeded: from now on the folder belongs to this recipe (main rank only).
+
+        Returns:
+            What is different from the environment in which the run began, as warnings.
+        """
+        now, file = environment(self.world), self.path / "env.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
         if not (self.path / "recipe.yaml").exists():
             save_recipe(self.recipe, self.path / "recipe.yaml")
-            write_json(self.path / "env.json", environment(self.world))
+            write_json(file, now)
         self.result_file.unlink(missing_ok=True)  # the run goes on, so what it ended with is void
         remove_folder(self.model)
+        difference = first_difference(before, now)
+        return [f"{difference} since this run began: results may differ in the last digits"] if difference else []
 
     def _take_lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

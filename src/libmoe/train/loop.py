@@ -51,7 +51,8 @@ def train(
     newest checkpoint is and a finished one only returns its result.  Under ``torchrun`` every process calls this.
 
     Args:
-        resume: ``auto``, or a checkpoint (``step-00000100``) to go on from; newer ones are then deleted.
+        resume: ``auto``; ``never``, which refuses a folder with checkpoints; or a checkpoint
+            (``step-00000100``) to go on from: newer ones are then deleted.
         overwrite: delete what an earlier run left in the folder and start anew.
         evaluate: called as ``evaluate(model, step)`` every ``eval_every`` steps and at the end, on every process,
             in evaluation mode and without gradients.  What it returns is logged under ``eval``; the checkpoint
@@ -70,19 +71,19 @@ def train(
         with RunFolder(Path(run_dir), recipe, world, overwrite) as run:
             finished = run.result() if resume == "auto" else None
             if finished is not None:
-                Progress(recipe.name, finished.steps, finished.steps, quiet).say(
-                    f"{run.path} is finished; --overwrite trains it anew"
-                )
+                with Progress(recipe.name, finished.steps, finished.steps, quiet) as progress:
+                    progress.say(f"{run.path} is finished; --overwrite trains it anew")
                 return finished
             start = checkpoint.find(run.checkpoints, resume)
             session = Session(recipe, world, start, quiet)
             world.barrier()  # every process has read before the main one deletes
+            warnings = list(notes)
             if world.is_main:
-                run.begin()
+                warnings += run.begin()
                 checkpoint.drop_after(run.checkpoints, session.state.step)
             with Progress(recipe.name, session.state.step, recipe.train.steps, quiet) as progress:
-                for note in notes:
-                    progress.say(f"warning: {note}")
+                for warning in warnings:
+                    progress.say(f"warning: {warning}")
                 if start is not None:
                     progress.say(f"resuming {run.path} from {start.name}")
                 _loop(session, run, evaluate, progress)
@@ -92,17 +93,16 @@ def train(
 def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress: Progress) -> None:
     recipe, world, model, optimizer = session.recipe, session.world, session.model, session.optimizer
     cfg, state, info, statistics = recipe.train, session.state, session.info, session.statistics
-    offsets = (state.metrics_bytes, state.timing_bytes)
-    timed = (state.tokens, state.seconds)
-    with Logs(run.path, recipe, offsets, state.step, world.is_main) as logs, StopOnSignal() as stopping:
+    with Logs(run.path, recipe, state, world) as logs, StopOnSignal() as stopping:
         while state.step < cfg.steps:
             begun = time.perf_counter()
-
+            info.loads, info.metrics = {}, {}  # a resumed run has none from before
             for controller in session.controllers:
                 controller.before_step(info)
             lr = scheduled(cfg, state.step)
             set_learning_rate(optimizer, lr)
 
+            # The gradient of the mean loss over the whole batch, all processes and micro-batches together.
             batches = session.batches(state.step)
             totals = count(batches, bool(stopping.signal), world)
             module = session.replica.module()
@@ -127,53 +127,46 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
                 controller.after_step(info)
             state.seconds += time.perf_counter() - begun
 
-            measured: dict[str, Any] = {}
-            if evaluating:
-                measured = _evaluate(evaluate, model, state.step)
+            # From here on nothing changes the model; what follows looks at it, reports and saves.
+            measured = _evaluate(evaluate, model, state.step) if evaluate is not None and evaluating else {}
             if logging:
-                record = {
-                    "step": state.step,
-                    "tokens": state.tokens,
-                    "loss": short(state.loss),
-                    "lr": short(lr),
-                    "grad_norm": short(norm),
-                    "balance": balance(info.loads),
-                    "losses": auxiliary_losses(statistics),
-                    "controllers": {name: short(value) for name, value in info.metrics.items()},
-                }
-                if alarms := session.alarms.check(record):
-                    record["alarms"] = alarms
-                if measured:
-                    record["eval"] = measured
-                speed = (state.tokens - timed[0]) / max(state.seconds - timed[1], 1e-9)
-                timed = (state.tokens, state.seconds)
-                timing = {
-                    "step": state.step,
-                    "seconds": state.seconds,
-                    "tokens_per_second": speed,
-                    "peak_memory_bytes": peak_memory(world.device),
-                }
-                logs.write(record, timing)
+                record = _record(session, lr, norm, measured)
+                speed = logs.write(record, state.seconds)
                 progress.update(state.step, record, speed)
-                for alarm in alarms:
+                for alarm in record.get("alarms", []):
                     progress.say(f"warning: step {state.step}: {alarm['message']}")
             statistics.reset()
-
             if last or stop or due(state.step, cfg.save_every):
-                value = measured.get("bits_per_byte", measured.get("loss"))
-                if value is not None and (state.best_value is None or value < state.best_value):
-                    state.best_step, state.best_value = state.step, float(value)
+                state.note_evaluation(measured)
                 state.metrics_bytes, state.timing_bytes = logs.sync()
                 session.save(run.checkpoints)
                 if world.is_main:
                     checkpoint.prune(run.checkpoints, cfg.keep_checkpoints, state.best_step)
             if stop and not last:
-                progress.say(
-                    f"stopped after step {state.step} of {cfg.steps}, all saved; run the same command again to resume"
-                )
+                progress.say(f"stopped after step {state.step} and saved; run the same command again to resume")
                 raise Interrupted(stopping.signal or signal.SIGTERM)
         for controller in session.controllers:
             controller.finish(info)
+
+
+def _record(session: Session, lr: float, norm: float, measured: dict[str, Any]) -> dict[str, Any]:
+    """The line of ``metrics.jsonl`` for the step just finished: only what the recipe decides, no wall clock."""
+    state, info = session.state, session.info
+    record = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "loss": short(state.loss),
+        "lr": short(lr),
+        "grad_norm": short(norm),
+        "balance": balance(info.loads),
+        "losses": auxiliary_losses(session.statistics),
+        "controllers": {name: short(value) for name, value in info.metrics.items()},
+    }
+    if alarms := session.alarms.check(record):
+        record["alarms"] = alarms
+    if measured:
+        record["eval"] = measured
+    return record
 
 
 def due(step: int, every: int | None) -> bool:
@@ -209,7 +202,7 @@ def _failure(session: Session, run: RunFolder, logs: Logs, batches: list[Batch],
     session.save_failure(folder, batches, facts)
     what = f"loss {state.loss:.4g}, gradient norm {norm:.4g}"
     alarm = {"kind": "not_finite", "layer": None, "message": what}
-    logs.write({"step": step, "tokens": state.tokens, "alarms": [alarm]}, {"step": step, "seconds": state.seconds})
+    logs.write({"step": step, "tokens": state.tokens, "alarms": [alarm]}, state.seconds)
     saved = checkpoint.list_steps(run.checkpoints)
     last = checkpoint.name_of(saved[-1]) if saved else "none"
     return TrainingError(
@@ -220,7 +213,6 @@ def _failure(session: Session, run: RunFolder, logs: Logs, batches: list[Batch],
 
 def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
     state = session.state
-    assert state.loss is not None
     result = TrainResult(
         run_dir=run.path,
         steps=state.step,

@@ -45,7 +45,9 @@ def join(config: TrainConfig) -> Iterator[World]:
     Raises:
         ConfigError: several processes were started for ``parallel: none``.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    ours = not dist.is_initialized()
+    rank = int(os.environ.get("RANK", 0)) if ours else dist.get_rank()
+    size = int(os.environ.get("WORLD_SIZE", 1)) if ours else dist.get_world_size()
     if size > 1 and config.parallel == "none":
         raise ConfigError(f"train.parallel='none' but {size} processes were started; use 'auto', 'ddp' or 'fsdp'")
     mode = "none" if size == 1 else "ddp" if config.parallel == "auto" else config.parallel
@@ -53,13 +55,13 @@ def join(config: TrainConfig) -> Iterator[World]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    ours = size > 1 and not dist.is_initialized()
-    if ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if ours and size > 1:
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     try:
         yield World(rank, size, device, mode)
     finally:
-        if ours:
+        if ours and size > 1:
             dist.destroy_process_group()
 
 

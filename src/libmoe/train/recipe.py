@@ -78,7 +78,8 @@ class TrainConfig:
         compile: compile attention, norms and dense parts of the blocks; MoE layers stay as they are.
         parallel: ``none``, ``ddp`` (a replica in each process), ``fsdp`` (parameters sharded over processes)
             or ``auto``: ``ddp`` under ``torchrun``, ``none`` without.
-        log_every, eval_every, save_every: in steps; ``None`` evaluates or saves only at the end.
+        log_every, eval_every, save_every: in steps; ``None`` evaluates or saves only at the end.  Evaluation takes
+            the function that :func:`libmoe.train.train` is given.
         keep_checkpoints: how many checkpoints to keep, besides the one with the best evaluation.
         exact_counts: with gradient accumulation, count the load of the whole batch in a first pass without
             gradients for losses that balance over it.

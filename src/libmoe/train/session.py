@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,8 @@ from libmoe.train.files import disk_errors, remove_folder, write_json
 from libmoe.train.logs import LOST
 from libmoe.train.optim import build_optimizer
 from libmoe.train.recipe import Recipe, micro_batches
+from libmoe.train.state import RunState
 from libmoe.train.step import Batch, needs_counting
-
-
-@dataclass
-class RunState:
-    """Where a run stands: the plain numbers of a checkpoint.
-
-    ``loss`` is that of the last step; ``seconds`` the training time of all sessions; ``best_step`` and
-    ``best_value`` the saved checkpoint with the lowest evaluation; ``metrics_bytes`` and ``timing_bytes`` the
-    length of the logs.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float | None = None
-    best_step: int | None = None
-    best_value: float | None = None
-    metrics_bytes: int = 0
-    timing_bytes: int = 0
 
 
 class Session:

@@ -12,7 +12,7 @@ Each item has four choices and the right one is in each place equally often, so 
 * ``moe_continue``: how a passage goes on; the wrong continuations come from other works of the same domain.
 * ``moe_domain``: the same, but the wrong continuations come from three other domains (an easy task).
 * ``moe_cloze``: the last word of a sentence; the wrong words end other sentences of the same domain.
-* ``moe_order``: the rest of a sentence as written, against three other orders of the same words.
+* ``moe_order``: the rest of a sentence as written, against versions with two neighbouring words exchanged.
 * ``moe_definition``: what a word means; the wrong definitions belong to other words.
 
 The texts come from the test split only, which shares no window of 120 characters with the training split.

@@ -102,10 +102,17 @@ def _cloze(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
         context, _, word = sentence.rpartition(" ")
         if re.fullmatch(r"[a-z]{4,}[.!?]", word) and 12 <= count(context) <= CONTEXT_TOKENS:
             ends.append((context, word[:-1] + "."))
-    words = list(dict.fromkeys(word for _, word in ends))
+    # Wrong words are drawn as often as they occur and have as many tokens as the right one, so that neither
+    # how common nor how long a word is gives the answer away.
+    pools: dict[int, list[str]] = {}
+    for _, word in ends:
+        pools.setdefault(count(" " + word), []).append(word)
     for i, (context, right) in enumerate(ends):
-        wrong = [w for w in (words[j] for j in permutation(len(words), "words", domain, i)) if w != right]
-        yield {"context": context, "choices": [right, *wrong[:3]], "domain": domain}
+        pool = pools[count(" " + right)]
+        drawn = dict.fromkeys(pool[j] for j in permutation(len(pool), "words", domain, i))
+        wrong = [word for word in drawn if word != right][:3]
+        if len(wrong) == 3:
+            yield {"context": context, "choices": [right, *wrong], "domain": domain}
 
 
 def _orders(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
@@ -115,9 +122,8 @@ def _orders(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
             continue
         context, right = cut
         words = right.split()
-        inner, last = words[:-1], words[-1]  # the last word keeps its place and its full stop
-        orders = [permutation(len(inner), "order", domain, i, k) for k in range(3)]
-        wrong = [" ".join([*(inner[j] for j in order), last]) for order in orders]
+        places = permutation(len(words) - 2, "order", domain, i)[:3]  # the last word keeps its full stop
+        wrong = [" ".join([*words[:p], words[p + 1], words[p], *words[p + 2 :]]) for p in places]
         if len({right, *wrong}) == 4:
             yield {"context": context, "choices": [right, *wrong], "domain": domain}
 

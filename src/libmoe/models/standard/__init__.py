@@ -7,12 +7,13 @@ from torch import nn
 from libmoe.core.errors import unknown
 from libmoe.models.standard.deepseek import DeepseekV3
 from libmoe.models.standard.family import Block, Family, NotExpressibleError
+from libmoe.models.standard.phimoe import Phimoe
 from libmoe.models.standard.softmax import Mixtral, Olmoe, Qwen2Moe, Qwen3Moe
 from libmoe.models.standard.switch import SwitchTransformers
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (Mixtral(), Olmoe(), Qwen2Moe(), Qwen3Moe(), DeepseekV3(), SwitchTransformers())
+    for family in (Mixtral(), Olmoe(), Qwen2Moe(), Qwen3Moe(), DeepseekV3(), SwitchTransformers(), Phimoe())
 }
 
 

@@ -74,7 +74,7 @@ def export(model: nn.Module, folder: str | Path, to: str = "auto", *, tokenizer:
 
     Args:
         to: one of the standard architectures (``mixtral``, ``olmoe``, ``qwen2_moe``, ``qwen3_moe``,
-            ``deepseek_v3``, ``switch_transformers``), or ``auto`` for the one that fits.
+            ``deepseek_v3``, ``switch_transformers``, ``phimoe``), or ``auto`` for the one that fits.
         tokenizer: anything with ``save_pretrained(folder)``.
 
     Raises:
@@ -140,9 +140,7 @@ def _plan(model: Any, kind: Family) -> _Plan:
         for name, value in model.config.to_dict().items()
         if name not in _OWN_FIELDS and (name in theirs or name not in ours)
     }
-    config = config_class(**{**carried, **fields})
-    config._attn_implementation = model.config._attn_implementation
-    return _Plan(config, layers)
+    return _Plan(config_class(**{**carried, **fields}), layers)
 
 
 def _build(model: Any, kind: Family, plan: _Plan) -> tuple[Any, Receipt]:
