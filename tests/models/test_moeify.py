@@ -196,3 +196,8 @@ def test_the_model_may_lie_in_another_module(tiny, answer) -> None:
     model = moeify(tiny("llama"), "hash", options=FOUR)
     inner: nn.Module = model.model
     assert inner(input_ids=torch.ones(1, 4, dtype=torch.long)).last_hidden_state.isfinite().all()
+
+
+def test_feed_forward_chunking_is_refused(tiny) -> None:
+    with pytest.raises(ConfigError, match="chunk_size_feed_forward"):
+        moeify(tiny("bert", extra={"chunk_size_feed_forward": 4}), "smoe")

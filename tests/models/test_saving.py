@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from libmoe.core.errors import CheckpointError, ConfigError
-from libmoe.methods import METHODS
+from libmoe.methods import METHODS, create
 from libmoe.models import load, load_any, moeify, save, saving
 
 FOUR = {"num_experts": 4, "top_k": 2}
@@ -69,6 +70,17 @@ def test_every_kind_of_backbone_comes_back_equal(tiny, answer, tmp_path, archite
 def test_a_loaded_model_can_be_saved_again(saved, answer, tmp_path) -> None:
     model = load(saved)
     assert torch.equal(answer(load(save(model, tmp_path / "again"))), answer(model))
+
+
+def test_layers_that_were_changed_alone_come_back(saved, answer, tmp_path) -> None:
+    """A layer with fewer experts than the others, say after pruning, is recorded at its place."""
+    model = load(saved)
+    place = replace(model.libmoe.sites[1], options={"num_experts": 3})
+    model.model.layers[1].mlp = create("smoe", FOUR, num_experts=3).build_layer(place.site).eval()
+    model.libmoe.sites[1] = place
+    again = load(save(model, tmp_path / "model"))
+    assert again.model.layers[1].mlp.experts.num_experts == 3
+    assert torch.equal(answer(again), answer(model))
 
 
 def test_tied_weights_are_stored_once_and_tied_again(saved) -> None:

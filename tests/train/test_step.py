@@ -155,6 +155,7 @@ def test_bf16_trains_with_parameters_in_fp32(recipe: Make, tmp_path: Path) -> No
 @pytest.mark.parametrize("recompute", ["false", "true"])
 def test_compiled_parts_compute_the_same(recipe: Make, tmp_path: Path, recompute: str) -> None:
     train(recipe(), tmp_path / "eager", quiet=True)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     options = ("train.compile=true", f"train.activation_checkpointing={recompute}")
     train(recipe(*options), tmp_path / "compiled", quiet=True)

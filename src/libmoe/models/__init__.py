@@ -14,9 +14,9 @@ _PUBLIC = {
     "Receipt": "receipt",
     "account": "accounting",
     "build_backbone": "backbones",
-    "export": "standard.exchange",
+    "export": "standard.exporting",
     "find_ffns": "detect",
-    "import_": "standard.exchange",
+    "import_": "standard.importing",
     "load": "loading",
     "load_any": "loading",
     "moeify": "replacing",
@@ -64,4 +64,5 @@ if TYPE_CHECKING:
     from libmoe.models.replacing import moeify
     from libmoe.models.roles import param_roles
     from libmoe.models.saving import save
-    from libmoe.models.standard.exchange import export, import_
+    from libmoe.models.standard.exporting import export
+    from libmoe.models.standard.importing import import_

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.methods import create
 from libmoe.models.detect import find_ffns
+from libmoe.models.no_init import without_init
 from libmoe.models.receipt import Receipt, count_parameters
 from libmoe.models.record import FORMAT, Moeified, PlacedSite, attach, build_layer, match_tensors
 from libmoe.models.standard import blocks_of
@@ -40,7 +38,7 @@ def load(folder: str | Path, dtype: torch.dtype | str | None = None) -> nn.Modul
         )
     refuse_pickles(folder)
     try:
-        with _without_init():
+        with without_init():
             model = _base_model(folder, section)
             model.tie_weights()
             params = count_parameters(model)
@@ -182,22 +180,3 @@ def _plain(name: str, dtype: Any) -> nn.Module:
         return cls.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {name!r}: {' '.join(str(error).split())}") from None
-
-
-class _ZerosForRandom(TorchFunctionMode):
-    """Initial weights that are about to be overwritten need not be drawn."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.randn, torch.rand):
-            kwargs.pop("generator", None)
-            return torch.zeros(*args, **kwargs)
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0].detach().zero_()
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _without_init() -> Iterator[None]:
-    with _ZerosForRandom(), torch.no_grad():
-        yield

@@ -15,8 +15,8 @@ class Receipt:
     Attributes:
         operation: ``moeify``, ``import``, ``export``, ...
         params_before, params_after: distinct parameters of the whole model.
-        max_abs_difference: largest difference found between old and new outputs, ``None`` when they are not
-            meant to agree or could not be compared.
+        max_abs_difference: largest difference found between old and new outputs, ``None`` when none were
+            compared.
         checks: further findings by name (JSON values).
     """
 

@@ -59,6 +59,8 @@ def moeify(
     method = _resolve(method, options)
     if init not in ("scratch", "copy"):
         raise ConfigError(f"init={init!r} is unknown; choose 'scratch' or 'copy'")
+    if getattr(model.config, "chunk_size_feed_forward", 0):
+        raise ConfigError("chunk_size_feed_forward cuts sequences before experts see them; set it to 0")
     name = registered_name(method)
     chosen = select(find_ffns(model), where)
     receipt = Receipt(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from libmoe.core.errors import ConfigError
 from libmoe.models.record import describe
@@ -65,12 +66,12 @@ def save(
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel or a compiled module."""
     while True:
-        inner = getattr(model, "_orig_mod", None) or (
-            getattr(model, "module", None) if type(model).__name__ == "DistributedDataParallel" else None
-        )
-        if inner is None:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
             return model
-        model = inner
 
 
 @contextmanager
@@ -124,6 +125,8 @@ def _umask() -> int:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows syncs files only
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

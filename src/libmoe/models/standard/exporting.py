@@ -1,4 +1,4 @@
-"""Bringing a standard MoE model in, and writing one of ours as a standard model."""
+"""Writing one of our models as a standard model that needs no LibMoE to be loaded."""
 
 from __future__ import annotations
 
@@ -11,66 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.layers import MoELayer
-from libmoe.methods import create
-from libmoe.models.loading import load_any, model_class
+from libmoe.models.loading import model_class
 from libmoe.models.receipt import Receipt, count_parameters
-from libmoe.models.record import Moeified, PlacedSite, attach, match_tensors
+from libmoe.models.record import match_tensors
 from libmoe.models.saving import new_folder, unwrap
-from libmoe.models.standard import FAMILIES, family
+from libmoe.models.standard import FAMILIES
 from libmoe.models.standard.family import Family, NotExpressibleError
+from libmoe.models.standard.probe import difference, probe
 from libmoe.models.weights import tied_names
 
-PROBE_LENGTH = 16
 # Fields of a configuration that describe the model it was, not the one it becomes.
 _OWN_FIELDS = {"model_type", "architectures", "libmoe", "transformers_version", "dtype", "_name_or_path"}
 
 
-def import_(source: nn.Module | str | Path, *, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """A standard MoE model with its blocks replaced by our layers, weights and outputs unchanged.
-
-    Args:
-        source: a transformers model (changed in place), a folder, or a name on the hub.
-        options: options of the method that differ from the model's own, for example ``{"balance": 0.01}``:
-            auxiliary losses start at zero.
-
-    Raises:
-        ConfigError: the architecture is not among the standard ones, or uses what our methods lack.
-        CheckpointError: a folder that cannot be loaded.
-    """
-    model: Any = source if isinstance(source, nn.Module) else load_any(source)
-    if hasattr(model, "libmoe"):
-        return model
-    kind = family(model.config.model_type)
-    blocks = kind.blocks(model)
-    if not blocks:
-        raise ConfigError(
-            f"{type(model).__name__} has no {kind.block_class}: every block is dense, so moeify() it"
-        )
-    name, own = kind.method(model.config)
-    method = create(name, {**own, **(options or {})})
-    before, params = probe(model), count_parameters(model)
-    sites = []
-    for index, block in enumerate(blocks.values()):
-        site = block.site(index, len(blocks))
-        layer = method.build_layer(site)
-        match_tensors(layer, block.device, block.dtype)
-        kind.read(block.module, layer)
-        block.place(layer.train(block.module.training))
-        sites.append(PlacedSite(block.path, block.layer_path, site))
-    if getattr(model.config, "output_router_logits", False):
-        model.config.output_router_logits = False  # the router that was asked for them is gone
-    receipt = Receipt("import", params, count_parameters(model), checks={"architecture": kind.model_type})
-    record = Moeified(name, to_dict(method), "all", "scratch", sites, method, receipt, family=kind.model_type)
-    attach(model, record)
-    receipt.max_abs_difference = difference(before, probe(model))
-    return model
-
-
 def export(model: nn.Module, folder: str | Path, to: str = "auto", *, tokenizer: Any = None) -> Receipt:
-    """Write ``model`` as a standard transformers model that needs no LibMoE to be loaded.
+    """Write ``model`` as a standard transformers model.
 
     Args:
         to: one of the standard architectures (``mixtral``, ``olmoe``, ``qwen2_moe``, ``qwen3_moe``,
@@ -218,25 +175,3 @@ def _fill(standard: nn.Module, tensors: dict[str, Tensor], kind: Family) -> None
                 f"{kind.model_type} has {name} of shape {tuple(own[name].shape)}, here it is {tuple(tensor.shape)}"
             )
         own[name].data = tensor.detach().clone()
-
-
-@torch.no_grad()
-def probe(model: Any) -> Tensor | None:
-    """What the model answers to fixed token ids, in evaluation; ``None`` for a model that reads no text."""
-    if model.main_input_name != "input_ids" or model.device.type == "meta":
-        return None
-    training = model.training
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.get_text_config().vocab_size, (2, PROBE_LENGTH), generator=generator)
-    inputs = {"input_ids": ids.to(model.device)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = inputs["input_ids"]
-    try:
-        output = model.eval()(**inputs)
-    finally:
-        model.train(training)
-    return output[0].float()
-
-
-def difference(before: Tensor | None, after: Tensor | None) -> float | None:
-    return None if before is None or after is None else float((before - after).abs().max())
