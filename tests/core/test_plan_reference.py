@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.plan import MergePlan, Plan, SoftPlan, SparsePlan
-from libmoe.experts import FFNExperts
+from libmoe.experts import CopyExperts, FFNExperts
 
 D, H, N = 5, 3, 4
 Shape = tuple[int, int]
@@ -221,3 +221,13 @@ def test_the_rectangular_combine_equals_the_general_one() -> None:
     fast_TD = experts.execute(x_TD, plan)
     plan.k = None
     torch.testing.assert_close(experts.execute(x_TD, plan), fast_TD, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_autocast_does_not_round_the_combine(rectangular: bool) -> None:
+    plan = SparsePlan.from_topk(torch.tensor([[0, 1, 2]] * 5), torch.full((5, 3), 1 / 3), N)
+    plan.k = 3 if rectangular else None
+    x_TD = torch.randn(5, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_TD = CopyExperts(N).execute(x_TD, plan)
+    torch.testing.assert_close(y_TD, x_TD, rtol=1e-6, atol=1e-6)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from libmoe.core.files import to_json, write_atomically
 from libmoe.report.charts import figures
-from libmoe.report.files import to_json, write_atomically
 from libmoe.report.html import page
 from libmoe.report.summary import summarise
 

@@ -9,9 +9,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from libmoe.core.files import to_json
 from libmoe.report import tables
 from libmoe.report.bars import load_bars, load_scale
-from libmoe.report.files import to_json
 from libmoe.report.forest import forest
 from libmoe.report.lines import curves
 from libmoe.report.markup import Markup, el, join

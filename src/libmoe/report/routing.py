@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from libmoe.report.files import to_json
+from libmoe.core.files import to_json
 from libmoe.report.load import Grid, Row
 from libmoe.report.numbers import count
 

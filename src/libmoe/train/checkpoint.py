@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from libmoe.core.errors import CheckpointError, nearest
-from libmoe.train.files import move_folder, remove_folder, write_json
+from libmoe.core.files import write_json
+from libmoe.train.files import move_folder, remove_folder
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")

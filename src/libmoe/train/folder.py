@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,8 @@ import yaml
 
 from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError, TrainingError
-from libmoe.train.files import remove_folder, write_json
+from libmoe.core.files import write_json
+from libmoe.train.files import remove_folder
 from libmoe.train.parallel import World
 from libmoe.train.recipe import Recipe, save_recipe
 
@@ -182,14 +184,27 @@ def environment(world: World) -> dict[str, Any]:
     }
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring :func:`peak_memory` anew; where the system cannot, it stays the process's own maximum."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark
+
+
 def peak_memory(device: torch.device) -> int:
-    """Largest memory use so far in bytes: allocated on a GPU, resident in the process on a CPU."""
+    """Largest memory use in bytes since the reset: allocated on a GPU, resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-

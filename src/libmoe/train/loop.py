@@ -75,6 +75,7 @@ def train(
                     progress.say(f"{run.path} is finished; --overwrite trains it anew")
                 return finished
             start = checkpoint.find(run.checkpoints, resume)
+            reset_peak_memory(world.device)
             session = Session(recipe, world, start, quiet)
             world.barrier()  # every process has read before the main one deletes
             warnings = list(notes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 
 from libmoe.core.errors import CheckpointError
+from libmoe.core.files import to_json
 from libmoe.core.statistics import LayerLoad, StepStatistics, all_reduce_sum
 
 DEAD_SHARE = 0.01
@@ -45,7 +44,7 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; numbers that JSON lacks (NaN, infinity) become ``null``."""
-        self._file.write((json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n").encode())
+        self._file.write((to_json(record) + "\n").encode())
 
     def sync(self) -> int:
         """Size of the file in bytes, all of them on the disk."""
@@ -54,16 +53,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
 
 
 def short(value: float) -> float:

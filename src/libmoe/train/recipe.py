@@ -12,7 +12,7 @@ import yaml
 
 from libmoe.core.config import build, override, to_dict
 from libmoe.core.errors import ConfigError, unknown
-from libmoe.data.files import write_atomically
+from libmoe.core.files import write_atomically
 from libmoe.methods import METHODS, create
 from libmoe.models.backbones import BackboneConfig
 from libmoe.train.schedule import Schedule

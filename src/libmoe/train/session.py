@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 
 from libmoe.controllers import StepInfo
 from libmoe.core.errors import CheckpointError
+from libmoe.core.files import write_json
 from libmoe.core.statistics import StepStatistics
 from libmoe.models import param_roles
 from libmoe.models import save as save_model
 from libmoe.train import checkpoint, parallel
 from libmoe.train.alarms import Alarms
 from libmoe.train.build import build_model, load_data
-from libmoe.train.files import disk_errors, remove_folder, write_json
+from libmoe.train.files import disk_errors, remove_folder
 from libmoe.train.logs import LOST
 from libmoe.train.optim import build_optimizer
 from libmoe.train.recipe import Recipe, micro_batches
