@@ -93,6 +93,44 @@ def test_routing_noise_does_not_shift_the_random_numbers_after_it() -> None:
     assert all(map(torch.equal, *grads))
 
 
+class Looped(nn.Module):
+    """Two layers used three times each, as in models that share weights over depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        method = libmoe.create("smoe", num_experts=4, noise="gaussian", balance=1.0, balance_scope="micro_batch")
+        self.layers = nn.ModuleList(method.build_layer(Site(8, 16, index=i, count=2, seed=0)) for i in range(2))
+
+    def forward(self, x: Tensor, recompute: bool) -> Tensor:
+        for layer in [*self.layers] * 3:
+            if recompute:
+                kwargs = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+                x = x + torch.utils.checkpoint.checkpoint(layer, x, **kwargs)
+            else:
+                x = x + layer(x)
+        return x
+
+
+def test_a_layer_used_several_times_repeats_each_of_its_decisions() -> None:
+    results, chosen = [], []
+
+    def record(ctx: LayerContext, routing: libmoe.Routing) -> None:
+        chosen.append((ctx.index, ctx.call, routing.plan.expert_A, ctx.previous))
+
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = Looped().train()
+        install(model)
+        with options(recorders=[record]):
+            y = model(torch.randn(2, 5, 8), recompute)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *results))
+    assert [(index, call) for index, call, *_ in chosen] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)] * 2
+    assert not torch.equal(chosen[0][2], chosen[2][2])  # each use has noise of its own
+    assert [previous is not None for *_, previous in chosen[:6]] == [False, True] * 3
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputing_without_the_context_is_refused(llama: Callable, reentrant: bool) -> None:
     """Otherwise the mask, the noise and the choice of experts would silently be others."""

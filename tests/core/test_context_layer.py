@@ -131,7 +131,6 @@ def test_memo_decides_again_in_each_forward_but_not_in_recomputation() -> None:
     assert [ctx.memo("x", decide), ctx.memo("x", decide)] == [1, 2]
     forward.recomputing = True
     assert ctx.memo("x", decide) == 2
-    assert forward.layer(0, (1, 1), True).memo("x", decide) == 2
     assert ctx.recall("x") == 2
     assert ctx.recall("y") is None
     assert calls == [False, False]  # decided without gradients
@@ -146,17 +145,20 @@ def test_memo_remembers_nothing_to_decide() -> None:
 
 
 def test_random_numbers_depend_on_forward_layer_and_name_only() -> None:
-    def draw(forward: ForwardContext, index: int, name: str) -> float:
-        return torch.rand((), generator=forward.layer(index, (1, 1), True).generator(name, torch.device("cpu"))).item()
+    def draw(ctx: LayerContext, name: str) -> float:
+        return torch.rand((), generator=ctx.generator(name, torch.device("cpu"))).item()
 
     torch.manual_seed(5)
     forward = ForwardContext()
-    first = draw(forward, 0, "noise")
+    layer, other = (forward.layer(index, (1, 1), True) for index in (0, 1))
+    again, elsewhere = forward.layer(0, (1, 1), True), view((1, 1))
+    first = draw(layer, "noise")
     torch.rand(3)
-    assert draw(forward, 0, "noise") == first
-    assert len({first, draw(forward, 1, "noise"), draw(forward, 0, "jitter"), draw(ForwardContext(), 0, "noise")}) == 4
+    assert draw(layer, "noise") == first
+    others = [draw(other, "noise"), draw(layer, "jitter"), draw(again, "noise"), draw(elsewhere, "noise")]
+    assert len({first, *others}) == 5
     torch.manual_seed(5)
-    assert draw(ForwardContext(), 0, "noise") == first
+    assert draw(view((1, 1)), "noise") == first
 
 
 def test_a_context_given_by_hand_ends_with_its_block() -> None:

@@ -118,3 +118,12 @@ def test_a_module_that_does_more_than_its_form_says_is_refused(tiny) -> None:
     mlp.forward = lambda x: 2 * plain(x)
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.mlp \(LlamaMLP\) computes something else"):
         moeify(model, "smoe")
+
+
+def test_a_gated_ffn_that_needs_more_than_hidden_states_is_refused(tiny) -> None:
+    model = tiny("llama")
+    model.model.layers[0].mlp.forward = lambda x, residual: x + residual
+    with pytest.raises(
+        ConfigError, match=r"model\.layers\.0\.mlp \(LlamaMLP\) takes more than hidden states"
+    ):
+        find_ffns(model)

@@ -201,3 +201,19 @@ def test_the_model_may_lie_in_another_module(tiny, answer) -> None:
 def test_feed_forward_chunking_is_refused(tiny) -> None:
     with pytest.raises(ConfigError, match="chunk_size_feed_forward"):
         moeify(tiny("bert", extra={"chunk_size_feed_forward": 4}), "smoe")
+
+
+def test_new_layers_are_in_the_mode_of_the_model(tiny) -> None:
+    assert not any(module.training for module in moeify(tiny("llama"), "switch").modules())
+    assert all(module.training for module in moeify(tiny("bert").train(), "switch").modules())
+
+
+def test_a_failure_leaves_the_model_as_it_was(tiny, answer) -> None:
+    """The two towers of CLIP may have FFNs of different widths, and copies of one width fit one of them."""
+    vision = {**tiny("clip").config.vision_config.to_dict(), "intermediate_size": 64}
+    model = tiny("clip", extra={"vision_config": vision})
+    before = answer(model)
+    with pytest.raises(ConfigError, match=r"vision_model.*of width 64, but they have 48"):
+        moeify(model, "smoe", options={"expert_hidden": 48}, init="copy")
+    assert torch.equal(answer(model), before)
+    assert not list(moe_layers(model))

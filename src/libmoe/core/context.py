@@ -120,7 +120,9 @@ class ForwardContext:
         self.recomputing = False
         self._running: list[tuple[nn.Module, Tokens | None]] = []  # models entered, with the tokens outside
         self._tokens_of_layer: dict[int, Tokens] = {}
-        self._memo: dict[tuple[int, str], Any] = {}
+        self._calls: dict[int, int] = {}  # how often each layer was called: some models use a layer several times
+        self._surroundings: dict[tuple[int, int], tuple[Tokens, Routing | None]] = {}
+        self._memo: dict[tuple[int, int, str], Any] = {}
         self._seed: int | None = None
 
     def seed(self) -> int:
@@ -131,9 +133,14 @@ class ForwardContext:
 
     def layer(self, index: int, batch_shape: tuple[int, ...], training: bool) -> LayerContext:
         """The view of MoE layer ``index``, whose hidden states are ``[*batch_shape, D]``."""
+        call = self._calls.get(index, 0)
+        self._calls[index] = call + 1
         if not self.recomputing:
+            earlier = [i for i in self.routings if i < index and self._tokens_of_layer.get(i) is self.tokens]
+            previous = self.routings[max(earlier)] if earlier else None
             self._tokens_of_layer[index] = self.tokens
-        return LayerContext(self, index, batch_shape, training)
+            self._surroundings[index, call] = (self.tokens, previous)
+        return LayerContext(self, index, batch_shape, training, call)
 
 
 class LayerContext:
@@ -143,14 +150,19 @@ class LayerContext:
         index: place of the layer among the model's MoE layers, from 0.
         batch_shape: ``(B, L)`` of the hidden states that were flattened to T = B * L tokens.
         training: whether the layer is in training mode.
+        call: how often this forward pass has called the layer before.
+        tokens: inputs about the tokens, as the (sub)model around the layer was given them.
+        previous: routing of the nearest earlier MoE layer over the same tokens, or ``None`` for the first.
     """
 
-    def __init__(self, forward: ForwardContext, index: int, batch_shape: tuple[int, ...], training: bool) -> None:
+    def __init__(
+        self, forward: ForwardContext, index: int, batch_shape: tuple[int, ...], training: bool, call: int = 0
+    ) -> None:
         self.forward = forward
-        self.index = index
+        self.index, self.call = index, call
         self.batch_shape = batch_shape if len(batch_shape) == 2 else (1, int(torch.Size(batch_shape).numel()))
         self.training = training
-        self.tokens = forward._tokens_of_layer.get(index, forward.tokens)
+        self.tokens, self.previous = forward._surroundings.get((index, call), (forward.tokens, None))
 
     # -- token-level inputs ------------------------------------------------------------------------------
     def _flat(self, matrix: Tensor | None) -> Tensor | None:
@@ -221,18 +233,10 @@ class LayerContext:
             raise ConfigError(f"side input {name!r} has shape {shape}; expected ({batch}, {length}) or ({batch},)")
         return flat
 
-    # -- other layers ------------------------------------------------------------------------------------
-    @property
-    def previous(self) -> Routing | None:
-        """Routing of the nearest earlier MoE layer over the same tokens, or ``None`` for the first."""
-        tokens_of = self.forward._tokens_of_layer
-        earlier = [i for i in self.forward.routings if i < self.index and tokens_of.get(i) is self.tokens]
-        return self.forward.routings[max(earlier)] if earlier else None
-
     # -- decisions and randomness ------------------------------------------------------------------------
     def memo(self, name: str, make: Callable[[], T_]) -> T_:
         """``make()`` under ``no_grad``, remembered: recomputation gets the first answer again."""
-        key = (self.index, name)
+        key = (self.index, self.call, name)
         store = self.forward._memo
         if self.forward.recomputing and key in store:
             return store[key]
@@ -242,14 +246,15 @@ class LayerContext:
 
     def recall(self, name: str) -> Any:
         """What :meth:`memo` remembers under ``name``, or ``None``."""
-        return self.forward._memo.get((self.index, name))
+        return self.forward._memo.get((self.index, self.call, name))
 
     def generator(self, name: str, device: torch.device) -> torch.Generator:
-        """A generator that depends only on this forward's seed, the layer and ``name``.
+        """A generator that depends only on this forward's seed, the layer, its call and ``name``.
 
         Recomputation draws the same numbers without storing them.
         """
-        return torch.Generator(device).manual_seed(derive_seed(self.forward.seed(), self.index, name))
+        seed = derive_seed(self.forward.seed(), self.index, self.call, name)
+        return torch.Generator(device).manual_seed(seed)
 
     # -- interventions -----------------------------------------------------------------------------------
     def _interventions(self) -> list[Intervention]:
@@ -367,16 +372,18 @@ def use(context: ForwardContext) -> Iterator[ForwardContext]:
 
 
 @contextlib.contextmanager
-def _recompute(context: ForwardContext) -> Iterator[None]:
-    before, context.recomputing = context.recomputing, True
+def _recompute(context: ForwardContext, calls: dict[int, int]) -> Iterator[None]:
+    before = context.recomputing, context._calls
+    context.recomputing, context._calls = True, dict(calls)
     token = _CURRENT.set(context)
     try:
         yield
     finally:
         _CURRENT.reset(token)
-        context.recomputing = before
+        context.recomputing, context._calls = before
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
     """``context_fn`` for ``torch.utils.checkpoint``: the recomputation finds the forward's context again."""
-    return contextlib.nullcontext(), _recompute(_CURRENT.get() or ForwardContext())
+    context = _CURRENT.get() or ForwardContext()
+    return contextlib.nullcontext(), _recompute(context, dict(context._calls))

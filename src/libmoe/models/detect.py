@@ -189,6 +189,10 @@ def _refuse_inner_parts(ffn: FoundFFN) -> None:
         raise ConfigError(
             f"{ffn.path}.{inner[0]} is part of a feed-forward network, and experts have no such part"
         )
+    if ffn.form.gated and not ffn.is_whole:
+        raise ConfigError(
+            f"{ffn.path} ({type(ffn.host).__name__}) takes more than hidden states and cannot be replaced"
+        )
 
 
 def _activation(path: str, host: nn.Module, form: Form) -> str:

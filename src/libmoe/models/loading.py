@@ -179,4 +179,7 @@ def _plain(name: str, dtype: Any) -> nn.Module:
         cls = model_class(config.architectures[0])
         return cls.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot load {name!r}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{name!r} is no model folder here, nor one that transformers loads: {reason}"
+        ) from None

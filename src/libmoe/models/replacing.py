@@ -72,7 +72,7 @@ def moeify(
             "hidden_dropout_removed": max(ffn.hidden_dropout for ffn in chosen),
         },
     )
-    sites, differences = [], []
+    layers, differences = [], []
     for index, ffn in enumerate(chosen):
         site = ffn.site(index, len(chosen), seed)
         layer = build_layer(method, site, init)
@@ -82,8 +82,10 @@ def moeify(
         if init == "copy":
             copy_into_experts(layer, ffn.read(), ffn.path)
             differences.append(_difference(layer, ffn))
-        sites.append(PlacedSite(ffn.path, ffn.layer_path, site))
-        ffn.place(layer)
+        layers.append((ffn, site, layer))
+    sites = [PlacedSite(ffn.path, ffn.layer_path, site) for ffn, site, _ in layers]
+    for ffn, _, layer in layers:  # not before all of them could be made
+        ffn.place(layer.train(ffn.host.training))
     if differences and None not in differences:
         receipt.max_abs_difference = max(d for d in differences if d is not None)
     receipt.params_after = count_parameters(model)

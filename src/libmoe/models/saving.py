@@ -55,12 +55,17 @@ def save(
         model.config.save_pretrained(new)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(new)
-        if hasattr(tokenizer, "save_pretrained"):
-            tokenizer.save_pretrained(new)
-        elif tokenizer is not None:
-            tokenizer.save(str(new / "tokenizer.json"))
+        write_tokenizer(tokenizer, new)
         write_weights(found, new, max_shard_bytes)
     return Path(folder)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """A tokenizer (or processor) of transformers, one of ``tokenizers``, or ``None``."""
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    elif tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import nn
 from libmoe.core.errors import TrainingError
 from libmoe.train import checkpoint, parallel
 from libmoe.train.files import disk_errors
-from libmoe.train.folder import RunFolder, TrainResult, peak_memory
+from libmoe.train.folder import RunFolder, TrainResult, peak_memory, reset_peak_memory
 from libmoe.train.logs import LOST, Logs
 from libmoe.train.metrics import auxiliary_losses, balance, short
 from libmoe.train.optim import set_learning_rate

@@ -16,7 +16,7 @@ from libmoe.layers import MoELayer
 from libmoe.models.loading import model_class
 from libmoe.models.receipt import Receipt, count_parameters
 from libmoe.models.record import match_tensors
-from libmoe.models.saving import new_folder, unwrap
+from libmoe.models.saving import new_folder, unwrap, write_tokenizer
 from libmoe.models.standard import FAMILIES
 from libmoe.models.standard.family import Family, NotExpressibleError
 from libmoe.models.standard.probe import difference, probe
@@ -32,7 +32,7 @@ def export(model: nn.Module, folder: str | Path, to: str = "auto", *, tokenizer:
     Args:
         to: one of the standard architectures (``mixtral``, ``olmoe``, ``qwen2_moe``, ``qwen3_moe``,
             ``deepseek_v3``, ``switch_transformers``, ``phimoe``), or ``auto`` for the one that fits.
-        tokenizer: anything with ``save_pretrained(folder)``.
+        tokenizer: as for :func:`libmoe.models.save`.
 
     Raises:
         ConfigError: unknown architecture, or the model computes something the architecture cannot express (the
@@ -41,8 +41,7 @@ def export(model: nn.Module, folder: str | Path, to: str = "auto", *, tokenizer:
     standard, receipt = to_standard(model, to)
     with new_folder(folder) as new:
         standard.save_pretrained(new)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
+        write_tokenizer(tokenizer, new)
     return receipt
 
 

@@ -17,7 +17,9 @@ def probe(model: Any) -> Tensor | None:
         return None
     training = model.training
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.get_text_config().vocab_size, (2, PROBE_LENGTH), generator=generator)
+    text = model.config.get_text_config()
+    length = min(PROBE_LENGTH, getattr(text, "max_position_embeddings", None) or PROBE_LENGTH)
+    ids = torch.randint(text.vocab_size, (2, length), generator=generator)
     inputs = {"input_ids": ids.to(model.device)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
