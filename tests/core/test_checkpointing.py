@@ -78,7 +78,9 @@ class NoisyThenDropout(nn.Module):
     def forward(self, x: Tensor, recompute: bool) -> Tensor:
         if not recompute:
             return self.block(x)
-        return torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=False, context_fn=checkpoint_contexts)
+        return torch.utils.checkpoint.checkpoint(
+            self.block, x, use_reentrant=False, context_fn=checkpoint_contexts
+        )
 
 
 def test_routing_noise_does_not_shift_the_random_numbers_after_it() -> None:
@@ -98,8 +100,12 @@ class Looped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        method = libmoe.create("smoe", num_experts=4, noise="gaussian", balance=1.0, balance_scope="micro_batch")
-        self.layers = nn.ModuleList(method.build_layer(Site(8, 16, index=i, count=2, seed=0)) for i in range(2))
+        method = libmoe.create(
+            "smoe", num_experts=4, noise="gaussian", balance=1.0, balance_scope="micro_batch"
+        )
+        self.layers = nn.ModuleList(
+            method.build_layer(Site(8, 16, index=i, count=2, seed=0)) for i in range(2)
+        )
 
     def forward(self, x: Tensor, recompute: bool) -> Tensor:
         for layer in [*self.layers] * 3:
@@ -126,7 +132,14 @@ def test_a_layer_used_several_times_repeats_each_of_its_decisions() -> None:
         y.square().sum().backward()
         results.append([y, *(p.grad for p in model.parameters())])
     assert all(map(torch.equal, *results))
-    assert [(index, call) for index, call, *_ in chosen] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)] * 2
+    assert [(index, call) for index, call, *_ in chosen] == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+        (0, 2),
+        (1, 2),
+    ] * 2
     assert not torch.equal(chosen[0][2], chosen[2][2])  # each use has noise of its own
     assert [previous is not None for *_, previous in chosen[:6]] == [False, True] * 3
 

@@ -57,7 +57,10 @@ def test_a_tree_is_built_and_written_back() -> None:
         ({}, "missing 'name'"),
         ({"name": "a", "iner": {}}, "unknown key 'iner'; did you mean 'inner'"),
         ({"name": "a", "inner": {"modes": 1}}, "unknown key 'inner.modes'; did you mean 'mode'"),
-        ({"name": "a", "inner": {"mode": "cosin"}}, "inner.mode: 'cosin' is not allowed; did you mean 'cosine'"),
+        (
+            {"name": "a", "inner": {"mode": "cosin"}},
+            "inner.mode: 'cosin' is not allowed; did you mean 'cosine'",
+        ),
         ({"name": "a", "inner": {"rate": "fast"}}, "inner.rate: expected float, got 'fast'"),
         ({"name": "a", "inner": {"rate": True}}, "inner.rate: expected float, got True"),
         ({"name": "a", "inner": {"limit": True}}, "inner.limit: expected int, got True"),

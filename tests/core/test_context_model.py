@@ -72,7 +72,9 @@ def test_generation_with_a_cache_sees_the_new_tokens(llama: Callable) -> None:
     mask = (padded != 0).long()
     recorder = Recorder()
     with options(recorders=[recorder]):
-        out = model.generate(padded, attention_mask=mask, max_new_tokens=3, do_sample=False, eos_token_id=None)
+        out = model.generate(
+            padded, attention_mask=mask, max_new_tokens=3, do_sample=False, eos_token_id=None
+        )
     prefill, *steps = [ctx for ctx in recorder.contexts if ctx.index == 0]
     assert prefill.mask_T.tolist() == mask.flatten().bool().tolist()
     assert prefill.sequence_T.view(2, 4)[:, 2:].unique(dim=1).shape[1] == 1
@@ -85,7 +87,9 @@ def test_generation_with_a_cache_sees_the_new_tokens(llama: Callable) -> None:
 
 def test_generation_equals_running_the_whole_text(llama: Callable) -> None:
     model = llama().eval()
-    out = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    out = model.generate(
+        IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4, do_sample=False, eos_token_id=None
+    )
     with torch.no_grad():
         logits = model(out[:, :-1]).logits
     assert torch.equal(logits[:, 3:].argmax(-1), out[:, 4:])
@@ -118,7 +122,11 @@ def test_the_context_closes_after_an_exception(llama: Callable, where: str) -> N
         raise RuntimeError("planned")
 
     model = llama()
-    modules = {"in a layer": model.model.layers[1].mlp, "in the root": model.lm_head, "in an earlier hook": model}
+    modules = {
+        "in a layer": model.model.layers[1].mlp,
+        "in the root": model.lm_head,
+        "in an earlier hook": model,
+    }
     handle = modules[where].register_forward_pre_hook(fail, prepend=True)
     with pytest.raises(RuntimeError, match="planned"):
         model(IDS)
@@ -186,9 +194,10 @@ def test_threads_do_not_share_contexts(llama: Callable) -> None:
 
     def serve(ids: Tensor) -> bool:
         with torch.no_grad():
-            return all(
-                record(model, ids).of(0).token_ids_T.tolist() == ids.flatten().tolist() for _ in range(3)
-            ) and current() is None
+            return (
+                all(record(model, ids).of(0).token_ids_T.tolist() == ids.flatten().tolist() for _ in range(3))
+                and current() is None
+            )
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(serve, batches))
@@ -248,7 +257,9 @@ def test_encoder_and_decoder_layers_see_their_own_tokens(t5: nn.Module) -> None:
         for index in (2, 3):
             assert recorder.of(index).token_ids_T.tolist() == TARGET.flatten().tolist()
             if decoder_mask is None:
-                assert recorder.of(index).mask_T is None  # the encoder's mask is as wide but says nothing here
+                assert (
+                    recorder.of(index).mask_T is None
+                )  # the encoder's mask is as wide but says nothing here
             else:
                 assert recorder.of(index).mask_T.tolist() == decoder_mask.flatten().bool().tolist()
 

@@ -106,7 +106,9 @@ def test_impossible_edits_are_errors_not_silence(llama: Callable, edits: list, m
         run(llama().eval(), *edits)
 
 
-@pytest.mark.parametrize(("make", "message"), [(lambda: ForceTopK(0), "k must"), (lambda: DropTopRanked(0), "n must")])
+@pytest.mark.parametrize(
+    ("make", "message"), [(lambda: ForceTopK(0), "k must"), (lambda: DropTopRanked(0), "n must")]
+)
 def test_numbers_below_one_are_refused(make: Callable, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()

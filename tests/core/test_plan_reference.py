@@ -155,7 +155,9 @@ def check_against_loops(plan: Plan, x_TD: Tensor, x_AD: Tensor | None = None) ->
     for name, ours, theirs in zip(leaves, found, expected, strict=True):
         zero = torch.zeros_like(leaves[name])
         ours, theirs = (zero if g is None else g for g in (ours, theirs))
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7])

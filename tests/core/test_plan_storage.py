@@ -110,7 +110,9 @@ class ChainPlan(Plan):
         y_TD, n = x_TD, self.num_experts
         for e in range(n):
             bounds = (0,) * (e + 1) + (len(y_TD),) * (n - e)
-            y_TD = self.mix * y_TD + self.strength_T.unsqueeze(1) * experts.forward_rows(y_TD, Segments(bounds))
+            y_TD = self.mix * y_TD + self.strength_T.unsqueeze(1) * experts.forward_rows(
+                y_TD, Segments(bounds)
+            )
         return y_TD
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
@@ -133,7 +135,9 @@ def test_a_fourth_kind_of_plan_runs_through_the_layer_untouched() -> None:
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     expected = x
     for e in range(3):
-        expected = 0.5 * expected + (x @ layer.router.weight).sigmoid().unsqueeze(-1) * experts.materialise(e)(expected)
+        expected = 0.5 * expected + (x @ layer.router.weight).sigmoid().unsqueeze(-1) * experts.materialise(
+            e
+        )(expected)
     y = layer(x)
     torch.testing.assert_close(y, expected)
     y.sum().backward()

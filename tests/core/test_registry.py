@@ -26,7 +26,9 @@ def test_entries_are_found_by_name_and_alias() -> None:
     assert "dsmoe" in registry and "other" not in registry and len(registry) == 3
 
 
-@pytest.mark.parametrize(("name", "guess"), [("smo", "smoe"), ("DSMoE", "dsmoe"), ("deepsek-v3", "deepseek-v3")])
+@pytest.mark.parametrize(
+    ("name", "guess"), [("smo", "smoe"), ("DSMoE", "dsmoe"), ("deepsek-v3", "deepseek-v3")]
+)
 def test_a_misspelled_name_gets_the_nearest_one(name: str, guess: str) -> None:
     with pytest.raises(ConfigError, match=rf"unknown method '{name}'; did you mean '{guess}'"):
         make().get(name)
@@ -37,7 +39,9 @@ def test_a_name_like_no_other_gets_the_list() -> None:
         make().get("zzzzzz")
 
 
-@pytest.mark.parametrize(("name", "aliases"), [("smoe", ()), ("dsmoe", ()), ("new", ("smoe",)), ("x", ("dsmoe",))])
+@pytest.mark.parametrize(
+    ("name", "aliases"), [("smoe", ()), ("dsmoe", ()), ("new", ("smoe",)), ("x", ("dsmoe",))]
+)
 def test_taken_names_are_refused_and_change_nothing(name: str, aliases: tuple) -> None:
     registry = make()
     with pytest.raises(ConfigError, match="registered already"):

@@ -46,6 +46,16 @@ def test_right_answers_are_test_text_and_never_training_text(task):
         assert text not in train[item["domain"]]
 
 
+def test_no_text_is_cut_at_two_places():
+    # lm-evaluation-harness pools the requests of all tasks and gives such pairs each other's score.
+    contexts = {}
+    for task in TASKS:
+        for item in _items(task):
+            for choice in item["choices"]:
+                contexts.setdefault(f"{item['context']} {choice}", set()).add(item["context"])
+    assert all(len(found) == 1 for found in contexts.values())
+
+
 def test_position_and_length_give_no_answer_away():
     for task in TASKS:
         items = _items(task)

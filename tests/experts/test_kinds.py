@@ -39,7 +39,9 @@ def widths() -> ModuleExperts:
 
 KINDS: dict[str, Callable[[], Experts]] = {
     "gated FFN": lambda: FFNExperts(4, D, 6, init_std=None),
-    "plain FFN with biases": lambda: biased(FFNExperts(3, D, 7, "gelu", gated=False, bias=True, init_std=None)),
+    "plain FFN with biases": lambda: biased(
+        FFNExperts(3, D, 7, "gelu", gated=False, bias=True, init_std=None)
+    ),
     "gated FFN with biases": lambda: biased(FFNExperts(3, D, 2, "tanh", bias=True, init_std=None)),
     "one expert": lambda: FFNExperts(1, D, 3, init_std=None),
     "readable backend": lambda: FFNExperts(3, D, 3, init_std=None, backend="reference"),
@@ -47,7 +49,9 @@ KINDS: dict[str, Callable[[], Experts]] = {
     "zero": lambda: ZeroExperts(2),
     "copy": lambda: CopyExperts(2),
     "constant": lambda: ConstantExperts(3, D, init_std=1.0),
-    "union": lambda: UnionExperts([FFNExperts(2, D, 3, init_std=None), ZeroExperts(1), ConstantExperts(2, D)]),
+    "union": lambda: UnionExperts(
+        [FFNExperts(2, D, 3, init_std=None), ZeroExperts(1), ConstantExperts(2, D)]
+    ),
     "union of unions": lambda: UnionExperts([UnionExperts([CopyExperts(1), widths()]), FFNExperts(2, D, 4)]),
 }
 

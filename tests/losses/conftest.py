@@ -48,7 +48,13 @@ class Lab:
             pad_token_id=0,
         )
         model = LlamaForCausalLM(config)
-        chosen = {"num_experts": N, "top_k": K, "balance": BALANCE, "balance_scope": scope, "z_loss": Z} | more
+        chosen = {
+            "num_experts": N,
+            "top_k": K,
+            "balance": BALANCE,
+            "balance_scope": scope,
+            "z_loss": Z,
+        } | more
         method = libmoe.create("smoe", chosen)
         for index, layer in enumerate(model.model.layers):
             layer.mlp = method.build_layer(Site(16, 32, index=index, count=2, init_std=0.3, seed=0))

@@ -79,7 +79,9 @@ def test_packing_and_padding_may_be_mixed_within_a_step(lab: Any, expected: Any)
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("scope", ["rank", "global_batch"])
-def test_counted_scopes_do_not_depend_on_accumulation(lab: Any, expected: Any, scope: str, split: str) -> None:
+def test_counted_scopes_do_not_depend_on_accumulation(
+    lab: Any, expected: Any, scope: str, split: str
+) -> None:
     """With a counting pass, frequencies are those of the whole step in every micro-batch."""
     batches = [lab.padded(documents) for documents in chunks(SPLITS[split])]
     close(lab, lab.step(lab.model(scope), batches, count=True), expected(ALL))

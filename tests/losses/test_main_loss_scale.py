@@ -70,7 +70,9 @@ def test_a_loop_with_a_loss_of_its_own_says_its_scale(lab: Any) -> None:
         labels = batch.pop("labels")
         with options(**ambient):
             logits = model(**batch, use_cache=False).logits
-        (nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()) * factor).backward()
+        (
+            nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()) * factor
+        ).backward()
         return gradients(model)
 
     once, scaled, forgotten = step(1.0), step(64.0, loss_scale=64.0), step(64.0)
@@ -83,13 +85,17 @@ class Small(nn.Module):
 
     def __init__(self, form: str) -> None:
         super().__init__()
-        self.layer = libmoe.create("smoe", num_experts=4, balance=1.0).build_layer(Site(8, 16, init_std=0.3, seed=0))
+        self.layer = libmoe.create("smoe", num_experts=4, balance=1.0).build_layer(
+            Site(8, 16, init_std=0.3, seed=0)
+        )
         self.form = form
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         y = self.layer(x)
         loss = y.square().mean()
-        return {"tensor": loss, "tuple": (loss, y), "dict": {"loss": loss, "y": y}, "no loss": {"y": y}}[self.form]
+        return {"tensor": loss, "tuple": (loss, y), "dict": {"loss": loss, "y": y}, "no loss": {"y": y}}[
+            self.form
+        ]
 
 
 @pytest.mark.parametrize("form", ["tensor", "tuple", "dict"])

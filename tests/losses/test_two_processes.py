@@ -97,7 +97,9 @@ def documented(scope: str, count: bool) -> list[tuple[tuple[int, ...], tuple[int
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("scope", "count"), RUNS)
-def test_averaged_gradients_are_those_of_the_definition(lab: Any, results: Path, scope: str, count: bool) -> None:
+def test_averaged_gradients_are_those_of_the_definition(
+    lab: Any, results: Path, scope: str, count: bool
+) -> None:
     expected, _ = lab.reference(documented(scope, count))
     for rank in range(2):
         found = safetensors.torch.load_file(results / f"{scope} {count} {rank}.safetensors")

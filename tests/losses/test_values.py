@@ -156,7 +156,10 @@ def test_z_loss_closed_form() -> None:
     [
         (lambda: BalanceLoss(0.1, "sequense"), "unknown loss scope 'sequense'; did you mean 'sequence'"),
         (lambda: ZLoss(-0.1), "z: coefficient must not be negative"),
-        (lambda: value(BalanceLoss(1.0), Routing(MergePlan(torch.rand(1, N), 3)), (1, 3)), "balance loss needs"),
+        (
+            lambda: value(BalanceLoss(1.0), Routing(MergePlan(torch.rand(1, N), 3)), (1, 3)),
+            "balance loss needs",
+        ),
         (lambda: value(ZLoss(1.0), Routing(MergePlan(torch.rand(1, N), 3)), (1, 3)), "z loss needs logits"),
     ],
 )

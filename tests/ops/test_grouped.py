@@ -32,7 +32,11 @@ def tensors(bounds: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tupl
 def loop(x_RI: Tensor, weight_NOI: Tensor, bounds: tuple[int, ...], bias_NO: Tensor) -> Tensor:
     expert_R = [e for e in range(len(bounds) - 1) for _ in range(bounds[e], bounds[e + 1])]
     rows = [weight_NOI[e] @ x_I + bias_NO[e] for e, x_I in zip(expert_R, x_RI, strict=True)]
-    return torch.stack(rows) if rows else (x_RI.sum() + weight_NOI.sum() + bias_NO.sum()) * x_RI.new_zeros(0, OUT)
+    return (
+        torch.stack(rows)
+        if rows
+        else (x_RI.sum() + weight_NOI.sum() + bias_NO.sum()) * x_RI.new_zeros(0, OUT)
+    )
 
 
 def supported(backend: str, *args: object, **kwargs: object) -> Tensor:
@@ -82,7 +86,9 @@ def test_memory_layout_does_not_matter(backend: str) -> None:
     y = supported(backend, strided, transposed, bounds, b)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     y.sum().backward()  # the gradient that arrives is an expanded scalar
-    torch.testing.assert_close(strided.grad, w.sum(1)[torch.tensor([0] * 3 + [1] + [2] * 5)], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        strided.grad, w.sum(1)[torch.tensor([0] * 3 + [1] + [2] * 5)], rtol=1e-12, atol=1e-12
+    )
     row = torch.ones(1, IN, dtype=torch.float64).expand(9, IN).requires_grad_()
     torch.testing.assert_close(supported(backend, row, w, bounds, b), loop(row, w, bounds, b))
 

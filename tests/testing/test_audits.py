@@ -138,7 +138,11 @@ def capacity(**more: object) -> Router:
 )
 def test_leaks_are_found(make, causal: bool, independent: bool, padding: bool) -> None:
     report = audit(make, dim=D)
-    assert (report.causal, report.batch_independent, report.padding_invariant) == (causal, independent, padding)
+    assert (report.causal, report.batch_independent, report.padding_invariant) == (
+        causal,
+        independent,
+        padding,
+    )
     assert len(report.evidence.splitlines()) == [causal, independent, padding].count(False)
 
 

@@ -86,7 +86,10 @@ class AveragesOutputs(Base):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (OffByOne, "computes what its materialised experts compute: some rows for each expert: output differs by"),
+        (
+            OffByOne,
+            "computes what its materialised experts compute: some rows for each expert: output differs by",
+        ),
         (StopsGradientOfRows, "gradient of the input differs"),
         (StopsGradientOfWeights, "has the gradients of its materialised experts: w_out receives no gradient"),
         (FailsOnEmptySegments, "experts without rows: raises"),
@@ -282,7 +285,9 @@ def test_false_declarations_of_a_method_are_named(registered: Any) -> None:
 
 
 def test_options_reach_the_method() -> None:
-    assert check_method("smoe", {"num_experts": 3, "noise": "learned", "shared_hidden": 4, "capacity_factor": 1.0})
+    assert check_method(
+        "smoe", {"num_experts": 3, "noise": "learned", "shared_hidden": 4, "capacity_factor": 1.0}
+    )
     with pytest.raises(ConfigError, match="did you mean 'num_experts'"):
         check_method("smoe", {"num_expert": 3})
     with pytest.raises(ConfigError, match="did you mean 'smoe'"):

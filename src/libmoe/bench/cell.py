@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from libmoe.core.errors import LibMoEError
-from libmoe.core.files import write_json
+from libmoe.core.config import build, to_dict
+from libmoe.core.errors import ConfigError, LibMoEError
+from libmoe.core.files import write_atomically, write_json
+from libmoe.core.plugins import blame, describe, load_plugin, plugin_file
+from libmoe.methods import METHODS
 from libmoe.train.recipe import Recipe
+
+ROW_KEYS = (
+    "method", "label", "kind", "paper", "seed", "causal", "status", "error", "notes",
+    "active_params", "total_params", "flops_per_token", "train_flops", "tokens",
+    "tokens_per_second", "peak_memory_bytes", "train_seconds",
+    "bits_per_byte", "best_bits_per_byte", "domains", "tasks",
+)  # fmt: skip
+"""Keys of every row of ``results.json``, in this order; what a failed cell does not have is ``None``."""
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """Everything a worker process needs; plain data, so that it can be sent to one."""
+    """Everything a worker process needs; plain data, so that it can be sent to one.
+
+    ``plugin_digest`` is the SHA-256 of the plugin that defines the method, if one does.
+    """
 
     key: str
     label: str
@@ -22,59 +38,103 @@ class CellSpec:
     run_dir: str
     plugins: tuple[str, ...] = ()
     threads: int = 1
+    plugin_digest: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} seed {self.recipe.seed}"
 
     @property
     def row_file(self) -> Path:
         return Path(self.run_dir) / "row.json"
+
+    @property
+    def origin_file(self) -> Path:
+        return Path(self.run_dir) / "origin.json"
+
+    def to_json(self) -> str:
+        return json.dumps(to_dict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CellSpec:
+        return build(cls, json.loads(text))
+
+
+def plugin_digest(method: str) -> str | None:
+    """SHA-256 of the plugin file that defines a method; ``None`` for methods of the package."""
+    file = plugin_file(METHODS.get(method))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
+
+
+def check_origin(spec: CellSpec) -> None:
+    """Refuse to mix what two versions of a plugin trained.
+
+    Raises:
+        ConfigError: the cell was begun with another version of the plugin.
+    """
+    try:
+        began_with = json.loads(spec.origin_file.read_text(encoding="utf-8"))["plugin_digest"]
+    except (OSError, ValueError, KeyError):
+        return
+    if began_with != spec.plugin_digest:
+        raise ConfigError(
+            f"the plugin of {spec.key!r} has changed since {spec.run_dir} was trained with it; delete the folders "
+            f"{spec.key}-s* there to train it anew, or choose another --out"
+        )
 
 
 def finished_row(spec: CellSpec) -> dict[str, Any] | None:
     """The row of a cell that is done already, or ``None``."""
     try:
         row = json.loads(spec.row_file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
-    return row if row.get("status") == "ok" else None
+    return row if isinstance(row, dict) and row.get("status") == "ok" else None
 
 
 def run_cell(spec: CellSpec) -> dict[str, Any]:
     """Train and evaluate; returns the row that goes into ``results.json``.
 
-    A failure that a user can understand becomes a row with status ``failed``; the rest of the grid goes on.
+    A failure becomes a row with status ``failed`` and one line of explanation; the rest of the grid goes on.
+    The stack trace of an error that nobody foresaw is kept in ``error.txt`` of the run folder.
     """
     import torch
 
-    from libmoe.core.plugins import load_plugin
-
     torch.set_num_threads(spec.threads)
-    for plugin in spec.plugins:
-        load_plugin(plugin)
-    done = finished_row(spec)
-    if done is not None:
-        return done
-    Path(spec.run_dir).mkdir(parents=True, exist_ok=True)
+    folder = Path(spec.run_dir)
     try:
+        for plugin in spec.plugins:
+            load_plugin(plugin)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(spec.origin_file, {"plugin_digest": spec.plugin_digest})
         row = _train_and_evaluate(spec)
     except LibMoEError as error:
-        row = _head(spec) | {"status": "failed", "error": str(error)}
+        row = failed_row(spec, str(error))
+    except Exception as error:
+        details = folder / "error.txt"
+        write_atomically(details, traceback.format_exc().encode())
+        place = f"{blame(error)}: " if blame(error) else ""
+        row = failed_row(spec, f"{place}{describe(error)} (details: {details})")
     write_json(spec.row_file, row)
     return row
 
 
-def _head(spec: CellSpec) -> dict[str, Any]:
-    from libmoe.methods import METHODS
+def failed_row(spec: CellSpec, error: str) -> dict[str, Any]:
+    return _row(spec) | {"status": "failed", "error": error}
 
-    info = METHODS.info(spec.recipe.method.name)
-    dense = spec.recipe.method.name == "dense"
-    return {
+
+def _row(spec: CellSpec) -> dict[str, Any]:
+    method = spec.recipe.method.name
+    info = METHODS.info(method) if method in METHODS else None
+    return dict.fromkeys(ROW_KEYS) | {
         "method": spec.key,
         "label": spec.label,
-        "kind": "dense" if dense else "moe",
-        "paper": info.paper,
+        "kind": "dense" if method == "dense" else "moe",
+        "paper": info.paper if info else None,
         "seed": spec.recipe.seed,
-        "causal": bool(info.facts.get("causal", True)),
+        "causal": bool(info.facts.get("causal", True)) if info else True,
         "status": "ok",
-        "error": None,
+        "notes": [],
     }
 
 
@@ -82,22 +142,17 @@ def _train_and_evaluate(spec: CellSpec) -> dict[str, Any]:
     from libmoe.eval import evaluate_run, heldout_evaluator
     from libmoe.train import train
 
-    result = train(spec.recipe, spec.run_dir, quiet=True, evaluate=heldout_evaluator(spec.recipe))
+    result = asdict(train(spec.recipe, spec.run_dir, quiet=True, evaluate=heldout_evaluator(spec.recipe)))
     evaluation = evaluate_run(spec.run_dir)
-    row = _head(spec) | {
-        k: v
-        for k, v in asdict(result).items()
-        if k in ("tokens", "tokens_per_second", "peak_memory_bytes", "train_seconds", "notes")
-    }
-    cost = evaluation["cost"]
-    curve = [point["bits_per_byte"] for point in evaluation.get("curve", [])]
-    return row | {
+    cost, best = evaluation["cost"], evaluation["best"]
+    measured = ("notes", "tokens", "tokens_per_second", "peak_memory_bytes", "train_seconds")
+    return _row(spec) | {key: result[key] for key in measured} | {
         "active_params": cost["active_params"],
         "total_params": cost["total_params"],
         "flops_per_token": cost["flops_per_token"],
-        "train_flops": cost["train_flops_per_token"] * result.tokens,
+        "train_flops": cost["train_flops_per_token"] * result["tokens"],
         "bits_per_byte": evaluation["bits_per_byte"],
-        "best_bits_per_byte": min([*curve, evaluation["bits_per_byte"]]),
+        "best_bits_per_byte": best["bits_per_byte"] if best else None,
         "domains": evaluation["domains"],
         "tasks": evaluation["tasks"],
-    }
+    }  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,11 +15,13 @@ import yaml
 
 from libmoe.core.config import build, override, to_dict
 from libmoe.core.errors import ConfigError, unknown
-from libmoe.core.seeding import derive_seed
-from libmoe.methods import METHODS, create
+from libmoe.methods import METHODS, Method, create
 from libmoe.train.recipe import Recipe
 
 Quantity = Literal["none", "active_params", "total_params", "flops"]
+
+SHARED_OPTIONS = ("num_experts", "top_k")
+"""What a method that is added to a grid takes over from the grid's reference."""
 
 
 @dataclass
@@ -42,6 +46,20 @@ class Entry:
     def __post_init__(self) -> None:
         self.key = self.key or self.method
         self.label = self.label or self.key
+        if not re.fullmatch(r"\w[\w.+-]*", self.key):
+            raise ConfigError(f"entry {self.key!r}: a key names a folder; use letters, digits and . _ + - only")
+        decided_elsewhere = {"seed": "seeds", "name": "key"}
+        for key in self.recipe:
+            if key in decided_elsewhere:
+                raise ConfigError(f"entry {self.key!r}: recipe.{key} is decided by {decided_elsewhere[key]!r}")
+        _refuse_method(self.recipe, f"entry {self.key!r}: recipe", "put it beside the entry's 'method'")
+
+    def check(self) -> None:
+        """Raises ConfigError for an unknown method or a wrong option."""
+        try:
+            create(self.method, self.options)
+        except ConfigError as error:
+            raise ConfigError(f"entry {self.key!r}: {error}") from None
 
 
 @dataclass
@@ -50,7 +68,8 @@ class Grid:
 
     Attributes:
         baseline: key of the dense entry whose size sets the budget of the others.
-        reference: key of the entry whose total parameters a ``match: total_params`` entry must meet.
+        reference: key of the entry whose total parameters a ``match: total_params`` entry must meet, and whose
+            numbers of experts an added method takes over; it may be missing where nothing asks for it.
         match: what is held equal to the baseline by solving the width of the experts.
         workers: cells that run at once; each gets its share of the cores.
     """
@@ -65,52 +84,66 @@ class Grid:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        keys = [e.key for e in self.entries]
-        double = sorted({k for k in keys if keys.count(k) > 1})
-        if double:
+        if double := _doubles([e.key for e in self.entries]):
             raise ConfigError(f"two entries are called {double[0]!r}; give each a key of its own")
-        for name in (self.baseline, self.reference):
-            if name not in keys:
-                raise unknown("entry", name, keys)
+        if double := _doubles(self.seeds):
+            raise ConfigError(f"seeds: {double[0]} is there twice; name each seed once")
         if not self.seeds:
             raise ConfigError("seeds: at least one seed is needed, for example [0, 1]")
+        if self.workers < 1:
+            raise ConfigError(f"workers must be at least 1, got {self.workers}")
+        for name in self._budget_keys():
+            self.entry(name)
         for entry in self.entries:
-            create(entry.method, entry.options)
+            entry.check()
 
     def entry(self, key: str) -> Entry:
-        return next(e for e in self.entries if e.key == key)
+        """The entry called ``key``.  Raises ConfigError naming the nearest one when there is none."""
+        for entry in self.entries:
+            if entry.key == key:
+                return entry
+        raise unknown("entry", key, [e.key for e in self.entries])
 
     def cell_recipe(self, entry: Entry, seed: int, options: dict[str, Any]) -> Recipe:
         """The full recipe of one run: the grid's, the entry's changes, its method and the seed."""
         values = copy.deepcopy(to_dict(self.recipe))
         _merge(values, entry.recipe)
         values["name"] = f"{self.name}/{entry.key}"
-        values["method"] = {**values.get("method", {}), "name": entry.method, "options": options}
+        values["method"] |= {"name": entry.method, "options": options}
         values["seed"] = seed
         return build(Recipe, values, where=f"entry {entry.key}")
 
     def select(self, keys: Sequence[str]) -> None:
-        """Keep only the named entries (and the two that set budgets)."""
-        known = [e.key for e in self.entries]
-        for key in keys:
-            if key not in known:
-                raise unknown("entry", key, known)
-        keep = {*keys, self.baseline, self.reference}
-        self.entries = [e for e in self.entries if e.key in keep]
+        """Keep only the named entries, the baseline, and the reference if one of them is sized by it."""
+        chosen = [self.entry(key) for key in keys]
+        self.entries = [e for e in self.entries if e in chosen or e.key in self._budget_keys(chosen)]
 
-    def add_method(self, name: str, options: dict[str, Any] | None = None) -> None:
-        """Put a method that the grid file does not list into the comparison."""
-        if name in [e.key for e in self.entries]:
-            return
-        METHODS.get(name)
-        self.entries.append(Entry(method=name, options=options or self._shared_options()))
+    def add_method(self, name: str) -> None:
+        """Put a method that the grid does not list into the comparison, as many experts as the reference has."""
+        name = METHODS.info(name).name
+        if name not in [e.key for e in self.entries]:
+            self.entries.append(Entry(method=name, options=self._shared_options(name)))
+            self.entries[-1].check()
 
-    def _shared_options(self) -> dict[str, Any]:
-        reference = self.entry(self.reference).options
-        return {k: v for k, v in reference.items() if k in ("num_experts", "top_k")}
+    def _shared_options(self, name: str) -> dict[str, Any]:
+        """Options of the reference that ``name`` leaves open: the k of a top-1 router is no shared option."""
+        reference = next((e.options for e in self.entries if e.key == self.reference), {})
+        usual = {f.name: f.default for f in dataclasses.fields(Method)}
+        own = {f.name: f.default for f in dataclasses.fields(METHODS.get(name)) if f.init}
+        return {
+            option: reference[option]
+            for option in SHARED_OPTIONS
+            if option in reference and own.get(option, dataclasses.MISSING) == usual[option]
+        }
 
-    def fingerprint(self) -> int:
-        return derive_seed(0, to_dict(self))
+    def _budget_keys(self, entries: Sequence[Entry] | None = None) -> list[str]:
+        """Keys of the entries that set the sizes of ``entries`` (all of them by default)."""
+        matched = {e.match or self.match for e in (self.entries if entries is None else entries)}
+        return [self.baseline, self.reference] if "total_params" in matched else [self.baseline]
+
+
+def _doubles(values: Sequence[Any]) -> list[Any]:
+    return [v for i, v in enumerate(values) if v in values[:i]]
 
 
 def _merge(into: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -119,6 +152,14 @@ def _merge(into: dict[str, Any], changes: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
+
+
+def _refuse_method(recipe: Any, where: str, fix: str) -> None:
+    """The entries decide methods and options; what a recipe says of them would be ignored."""
+    method = recipe.get("method") if isinstance(recipe, dict) else None
+    for key in ("name", "options"):
+        if isinstance(method, dict) and key in method:
+            raise ConfigError(f"{where}.method.{key} has no effect in a grid; {fix}")
 
 
 def packaged_grids() -> dict[str, Path]:
@@ -139,8 +180,12 @@ def load_grid(source: str | Path, overrides: Sequence[str] = ()) -> Grid:
         raise unknown("grid", source, shipped)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a grid is a mapping of keys, got {type(values).__name__}")
+    values.setdefault("name", path.stem)
     for assignment in overrides:
         override(values, assignment)
+    _refuse_method(values.get("recipe"), "recipe", "set the options of the entries in a grid file of your own")
     return build(Grid, values)

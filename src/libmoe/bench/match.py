@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,9 @@ import torch
 from libmoe.bench.grid import Entry, Grid, Quantity
 from libmoe.core.errors import ConfigError
 from libmoe.models import Account, account, build_backbone, moeify
+
+ROUNDS = 8
+"""Corrections of a width; one is enough for every method whose cost is linear in it."""
 
 
 @dataclass
@@ -61,35 +63,37 @@ def match_sizes(grid: Grid) -> dict[str, Matched]:
         if what == "none":
             solved[entry.key] = Matched(dict(entry.options), measure(grid, entry, entry.options), None)
             continue
-        if what == "total_params" and grid.reference in solved:
-            target = _quantity(solved[grid.reference].cost, what)
-        else:
-            target = _quantity(baseline_cost, what)
+        by_reference = what == "total_params" and grid.reference in solved
+        target = _quantity(solved[grid.reference].cost if by_reference else baseline_cost, what)
         solved[entry.key] = _solve(grid, entry, what, target)
     return {e.key: solved[e.key] for e in grid.entries}
 
 
 def _solve(grid: Grid, entry: Entry, what: Quantity, target: float) -> Matched:
     knob = "hidden" if entry.method == "dense" else "expert_hidden"
-    options = copy.deepcopy(entry.options)
+    if entry.options.get(knob) is not None:
+        cost = measure(grid, entry, entry.options)
+        return Matched(dict(entry.options), cost, _quantity(cost, what) / target - 1)
 
     def at(width: int) -> tuple[Account, float]:
-        cost = measure(grid, entry, options | {knob: width})
+        cost = measure(grid, entry, entry.options | {knob: width})
         return cost, _quantity(cost, what)
 
-    if options.get(knob) is not None:
-        cost = measure(grid, entry, options)
-        return Matched(options, cost, _quantity(cost, what) / target - 1)
-    # Every counted quantity is linear in the width, so two measurements give the answer exactly.
-    (_, low), (_, high) = at(1), at(2)
-    slope = high - low
+    # Counted quantities are linear in the width, so two measurements give the answer.  More rounds follow where
+    # a method rounds its widths.
+    (_, low), (cost, value) = at(1), at(2)
+    slope, width = value - low, 2
     if slope <= 0:
         raise ConfigError(f"entry {entry.key!r}: {what} does not grow with {knob}; set match: none for it")
-    width = round(1 + (target - low) / slope)
-    if width < 1:
-        raise ConfigError(
-            f"entry {entry.key!r}: even {knob}=1 has {low:.4g} {what.replace('_', ' ')}, above the budget of "
-            f"{target:.4g}; use fewer or smaller shared parts"
-        )
-    cost, value = at(width)
-    return Matched(options | {knob: width}, cost, value / target - 1)
+    for _ in range(ROUNDS):
+        wanted = width + round((target - value) / slope)
+        if wanted == width:
+            break
+        if wanted < 1:
+            raise ConfigError(
+                f"entry {entry.key!r}: even {knob}=1 has {low:.4g} {what.replace('_', ' ')}, above the budget of "
+                f"{target:.4g}; use fewer or smaller shared parts"
+            )
+        width = wanted
+        cost, value = at(width)
+    return Matched(entry.options | {knob: width}, cost, value / target - 1)

@@ -1,84 +1,79 @@
 """Run a grid on a local pool of processes, cell by cell, and write its results as they come.
 
-Cells that are done are never run again: the same command after a kill goes on where it stopped.
+Cells that are done are never run again: the same command after a kill goes on where it stopped, and a method that
+is added later to the same folder is the only one that is trained.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from libmoe.bench.cell import CellSpec, finished_row, run_cell
+from libmoe.bench.cell import CellSpec, check_origin, finished_row, plugin_digest
 from libmoe.bench.grid import Grid
 from libmoe.bench.live import LiveTable
 from libmoe.bench.match import Matched, match_sizes
+from libmoe.bench.pool import run_pool
 from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
-from libmoe.core.files import write_json
+from libmoe.core.files import hold, write_json
+from libmoe.train.folder import first_difference
 
 Say = Callable[[str], None]
 
 
 def run_grid(
-    grid: Grid, out: str | Path, *, plugins: Sequence[str] = (), say: Say = print, live: bool = True
+    grid: Grid, out: str | Path, *, plugins: Sequence[str | Path] = (), say: Say = print, live: bool = True
 ) -> Path:
     """Train and evaluate every method with every seed; returns the folder with ``results.json``.
 
     Args:
-        out: grid folder; one subfolder per cell.
+        out: grid folder; one subfolder per cell.  Cells of the same comparison that it holds already are kept.
         plugins: Python files that register further methods; workers load them too.
         say: where one-line messages go.
         live: show a table that refreshes while cells run.
 
     Raises:
-        ConfigError: the folder holds another grid.
+        ConfigError: the folder holds another comparison, or a plugin has changed since its cells were trained.
         LibMoEError: every cell failed.
     """
     folder = Path(out)
-    _claim(folder, grid)
-    say(f"Sizes, matched on {grid.match.replace('_', ' ')} of {grid.baseline!r}:")
-    sizes = match_sizes(grid)
-    for line in describe_sizes(sizes):
-        say(f"  {line}")
-    protocol = describe_protocol(grid, sizes)
-    workers = max(1, min(grid.workers, os.cpu_count() or 1))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    # Seed by seed, so that a first comparison of all methods is there early.
-    specs = [
-        CellSpec(
-            key=entry.key,
-            label=entry.label,
-            recipe=grid.cell_recipe(entry, seed, sizes[entry.key].options),
-            run_dir=str(folder / f"{entry.key}-s{seed}"),
-            plugins=tuple(str(Path(p).resolve()) for p in plugins),
-            threads=threads,
-        )
-        for seed in grid.seeds
-        for entry in grid.entries
-    ]
-    rows = {spec.run_dir: row for spec in specs if (row := finished_row(spec)) is not None}
-    if rows:
-        say(f"{len(rows)} of {len(specs)} cells are done already and are kept.")
+    with hold(folder):
+        whole = _claim(folder, grid)
+        say(f"Sizes, matched on {grid.match.replace('_', ' ')} of {grid.baseline!r}:")
+        sizes = match_sizes(grid)
+        for line in describe_sizes(sizes):
+            say(f"  {line}")
+        specs = _cells(grid, folder, sizes, plugins)
+        for spec in specs:
+            check_origin(spec)
+        results = Results.read(folder, whole, describe_protocol(grid, sizes))
+        results.forget(specs)
+        rows = {spec.run_dir: row for spec in specs if (row := finished_row(spec)) is not None}
+        if rows:
+            say(f"{len(rows)} of {len(specs)} cells are done already and are kept.")
+        for row in rows.values():
+            results.add(row)
+        todo = [spec for spec in specs if spec.run_dir not in rows]
+        with LiveTable(specs, rows, enabled=live, say=say) as table:
 
-    def keep(spec: CellSpec, row: dict[str, Any]) -> None:
-        rows[spec.run_dir] = row
-        ordered = [rows[s.run_dir] for s in specs if s.run_dir in rows]
-        write_json(folder / "results.json", {"protocol": protocol, "rows": ordered})
+            def finished(spec: CellSpec, row: dict[str, Any]) -> None:
+                rows[spec.run_dir] = row
+                results.add(row)
+                table.finished(spec, row)
 
-    for spec in specs:
-        if spec.run_dir in rows:
-            keep(spec, rows[spec.run_dir])
-    todo = [spec for spec in specs if spec.run_dir not in rows]
-    with LiveTable(specs, rows, enabled=live, say=say) as table:
-        _run_pool(todo, workers, keep, table)
+            run_pool(
+                todo, _workers(grid), folder, started=table.started, finished=finished, tick=table.refresh
+            )
     failed = [row for row in rows.values() if row["status"] != "ok"]
     for row in failed:
         say(f"{row['method']} seed {row['seed']} failed: {row['error']}")
@@ -87,72 +82,112 @@ def run_grid(
     return folder
 
 
-def _claim(folder: Path, grid: Grid) -> None:
-    """Make the folder this grid's own, or say that it belongs to another."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mark, mine = folder / "grid.json", to_dict(grid) | {"workers": 0}
+def _workers(grid: Grid) -> int:
+    return max(1, min(grid.workers, _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cells(
+    grid: Grid, folder: Path, sizes: dict[str, Matched], plugins: Sequence[str | Path]
+) -> list[CellSpec]:
+    """Seed by seed, so that a first comparison of all methods is there early."""
+    return [
+        CellSpec(
+            key=entry.key,
+            label=entry.label,
+            recipe=grid.cell_recipe(entry, seed, sizes[entry.key].options),
+            run_dir=str(folder / f"{entry.key}-s{seed}"),
+            plugins=tuple(str(Path(p).resolve()) for p in plugins),
+            threads=max(1, _cores() // _workers(grid)),
+            plugin_digest=plugin_digest(entry.method),
+        )
+        for seed in grid.seeds
+        for entry in grid.entries
+    ]
+
+
+def _claim(folder: Path, grid: Grid) -> dict[str, Any]:
+    """Make the folder this comparison's own, or join the comparison it holds.
+
+    Returns:
+        The grid of the folder: what it held before with the entries and seeds that are new.
+
+    Raises:
+        ConfigError: it holds a comparison under another recipe or budget, or another entry of the same name.
+    """
+    mark, mine = folder / "grid.json", to_dict(grid)
+    del mine["workers"]
+    mine["entries"] = {entry["key"]: entry for entry in mine["entries"]}
+    theirs = mine
     if mark.exists():
-        import json
-
-        theirs = json.loads(mark.read_text(encoding="utf-8"))
-        for key in mine:
-            if theirs.get(key) != mine[key]:
-                raise ConfigError(
-                    f"{folder} holds another comparison ({key!r} differs); choose another --out or delete the folder"
-                )
-    else:
-        write_json(mark, mine)
-
-
-def _run_pool(
-    specs: list[CellSpec], workers: int, keep: Callable[[CellSpec, dict[str, Any]], None], table: LiveTable
-) -> None:
-    attempts: dict[str, int] = {}
-    while specs:
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        running: dict[Future, CellSpec] = {}
-        waiting = list(specs)
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    spec = waiting.pop(0)
-                    running[pool.submit(run_cell, spec)] = spec
-                    table.started(spec)
-                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in done:
-                    spec = running[future]
-                    row = future.result()
-                    del running[future]
-                    specs.remove(spec)
-                    keep(spec, row)
-                    table.finished(spec, row)
-                table.refresh()
-        except BrokenProcessPool:
-            # A worker died (out of memory, killed).  Its cell resumes from its checkpoint, once.
-            for spec in running.values():
-                attempts[spec.run_dir] = attempts.get(spec.run_dir, 0) + 1
-                if attempts[spec.run_dir] > 1:
-                    specs.remove(spec)
-                    row = {
-                        "method": spec.key, "label": spec.label, "seed": spec.recipe.seed, "status": "failed",
-                        "error": "its process was killed twice (out of memory?); lower the batch size or the workers",
-                    }  # fmt: skip
-                    keep(spec, row)
-                    table.finished(spec, row)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
-        pool.shutdown()
+            theirs = json.loads(mark.read_text(encoding="utf-8"))
+            theirs["entries"].keys(), theirs["seeds"][0]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ConfigError(f"{mark} is damaged; choose another --out or delete the folder") from None
+    shared = {k: v for k, v in mine.items() if k not in ("entries", "seeds")}
+    difference = first_difference({k: theirs.get(k) for k in shared}, shared)
+    for key in mine["entries"].keys() & theirs["entries"].keys():
+        difference = difference or first_difference(theirs["entries"][key], mine["entries"][key], f"entry {key}")
+    if difference:
+        raise ConfigError(
+            f"{folder} holds another comparison: {difference}; choose another --out or delete the folder"
+        )
+    whole = theirs | {
+        "entries": theirs["entries"] | mine["entries"],
+        "seeds": [*theirs["seeds"], *(s for s in mine["seeds"] if s not in theirs["seeds"])],
+    }
+    write_json(mark, whole)
+    return whole
+
+
+@dataclass
+class Results:
+    """``results.json``, written anew with each row; the order of rows is the grid's, not that of finishing."""
+
+    path: Path
+    protocol: dict[str, Any]
+    order: dict[tuple[str, int], int]
+    rows: dict[tuple[str, int], dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path, whole: dict[str, Any], protocol: dict[str, Any]) -> Results:
+        """Start from what the folder holds; ``whole`` is its grid."""
+        path = folder / "results.json"
+        cells = [(key, seed) for seed in whole["seeds"] for key in whole["entries"]]
+        before: dict[str, Any] = {"protocol": {}, "rows": []}
+        # Should it be damaged: every finished cell has its row in a file of its own.
+        with contextlib.suppress(OSError, ValueError):
+            before = json.loads(path.read_text(encoding="utf-8"))
+        protocol["seeds"] = whole["seeds"]
+        protocol["mismatch"] = before["protocol"].get("mismatch", {}) | protocol["mismatch"]
+        order = {cell: i for i, cell in enumerate(cells)}
+        rows = {cell: row for row in before["rows"] if (cell := (row["method"], row["seed"])) in order}
+        return cls(path, protocol, order, rows)
+
+    def forget(self, specs: Sequence[CellSpec]) -> None:
+        """Drop rows of cells that are about to be run or read again."""
+        for spec in specs:
+            self.rows.pop((spec.key, spec.recipe.seed), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows[row["method"], row["seed"]] = row
+        ordered = [self.rows[cell] for cell in sorted(self.rows, key=lambda cell: self.order[cell])]
+        write_json(self.path, {"protocol": self.protocol, "rows": ordered})
 
 
 def describe_sizes(sizes: dict[str, Matched]) -> list[str]:
+    width = max(map(len, sizes))
     lines = []
     for key, matched in sizes.items():
         cost = matched.cost
         residual = "" if matched.residual is None else f"  off target {matched.residual:+.2%}"
-        lines.append(f"{key:<18} active {cost.active_params:>11,}  total {cost.total_params:>11,}{residual}")
+        lines.append(
+            f"{key:<{width}}  active {cost.active_params:>11,}  total {cost.total_params:>11,}{residual}"
+        )
     return lines
 
 
@@ -167,7 +202,7 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
     recipe = grid.recipe
     return {
         "name": grid.name,
-        "budget": f"{grid.match} equal to {grid.baseline}",
+        "budget": f"{grid.match} equal to {grid.baseline}" if grid.match != "none" else "sizes as given",
         "baseline": grid.baseline,
         "seeds": grid.seeds,
         "steps": recipe.train.steps,
@@ -177,8 +212,8 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
         "backbone": to_dict(recipe.backbone),
         "mismatch": {key: m.residual for key, m in sizes.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "command": shlex.join(["libmoe" if "libmoe" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "hardware": f"{platform.processor() or platform.machine()}, {_cores()} cores, {platform.system()}",
         "versions": {
             "libmoe": libmoe.__version__,
             "python": platform.python_version(),

@@ -120,7 +120,7 @@ class ForwardContext:
         self.recomputing = False
         self._running: list[tuple[nn.Module, Tokens | None]] = []  # models entered, with the tokens outside
         self._tokens_of_layer: dict[int, Tokens] = {}
-        self._calls: dict[int, int] = {}  # how often each layer was called: some models use a layer several times
+        self._calls: dict[int, int] = {}  # by layer; models that share weights over depth call it repeatedly
         self._surroundings: dict[tuple[int, int], tuple[Tokens, Routing | None]] = {}
         self._memo: dict[tuple[int, int, str], Any] = {}
         self._seed: int | None = None
@@ -189,7 +189,9 @@ class LayerContext:
         """
         flat = self._flat(self.tokens.ids)
         if flat is None:
-            raise ConfigError("this router needs token ids: call the model with input_ids (inputs_embeds has none)")
+            raise ConfigError(
+                "this router needs token ids: call the model with input_ids (inputs_embeds has none)"
+            )
         return flat
 
     @property
@@ -225,12 +227,16 @@ class LayerContext:
         side = self.forward.options.side
         if name not in side:
             have = ", ".join(sorted(side)) or "none"
-            raise ConfigError(f"no side input {name!r} for this router (given: {have}); use libmoe.options(side=...)")
+            raise ConfigError(
+                f"no side input {name!r} for this router (given: {have}); use libmoe.options(side=...)"
+            )
         value, (batch, length) = side[name], self.batch_shape
         flat = self._flat(value.unsqueeze(1).expand(-1, length) if value.dim() == 1 else value)
         if flat is None:
             shape = tuple(value.shape)
-            raise ConfigError(f"side input {name!r} has shape {shape}; expected ({batch}, {length}) or ({batch},)")
+            raise ConfigError(
+                f"side input {name!r} has shape {shape}; expected ({batch}, {length}) or ({batch},)"
+            )
         return flat
 
     # -- decisions and randomness ------------------------------------------------------------------------
@@ -333,9 +339,10 @@ def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
     else:
         # A model inside a model.  One that reads pixels or audio, or attends to the output of another one, has
         # tokens of its own; any other reads those of the model around it.
-        own = getattr(module, "main_input_name", "input_ids") != "input_ids" or "encoder_hidden_states" in inputs
+        reads_text = getattr(module, "main_input_name", "input_ids") == "input_ids"
+        same = reads_text and inputs.get("encoder_hidden_states") is None
         context._running.append((module, context.tokens))
-        context.tokens = Tokens.of(inputs, None if own else context.tokens)
+        context.tokens = Tokens.of(inputs, context.tokens if same else None)
 
 
 def _leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

@@ -1,14 +1,22 @@
-"""Files that are never half-written, and JSON without numbers that JSON lacks."""
+"""Files that are never half-written, folders held by one process, and JSON without numbers that JSON lacks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from libmoe.core.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes apart there
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -28,6 +36,27 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def hold(folder: str | Path) -> Iterator[None]:
+    """Make the folder and keep other processes from holding it while the block runs.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it even after kill -9
+            except OSError:
+                raise ConfigError(f"{folder} is in use by another process; wait or choose another folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def finite(value: Any) -> Any:

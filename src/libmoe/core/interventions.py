@@ -113,7 +113,9 @@ class DropTopRanked(Intervention):
         hidden_TN = ctx.recall(self._memo)
         plan = routing.plan
         if hidden_TN is None or not isinstance(plan, SparsePlan):
-            raise ConfigError(f"cannot drop top ranked experts in layer {ctx.index}: its router does not rank scores")
+            raise ConfigError(
+                f"cannot drop top ranked experts in layer {ctx.index}: its router does not rank scores"
+            )
         if hidden_TN[plan.token_A, plan.expert_A].any():
             raise ConfigError(
                 f"cannot drop the top {self.n} of {plan.num_experts} experts in layer {ctx.index}: "
@@ -141,5 +143,7 @@ class ReplayPlans(Intervention):
                 f"recorded plan of layer {ctx.index} is for {plan.num_experts} experts, the layer has "
                 f"{routing.plan.num_experts}"
             )
-        device = next((t.device for t in vars(routing.plan).values() if isinstance(t, Tensor)), torch.device("cpu"))
+        device = next(
+            (t.device for t in vars(routing.plan).values() if isinstance(t, Tensor)), torch.device("cpu")
+        )
         return replace(routing, plan=plan.map(lambda t: t.to(device)))

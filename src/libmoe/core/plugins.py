@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from libmoe.core.errors import ConfigError
+from libmoe.core.errors import ConfigError, LibMoEError
+
+_PREFIX = "libmoe_plugin_"
 
 
 def load_plugin(path: str | Path) -> ModuleType:
@@ -19,7 +22,7 @@ def load_plugin(path: str | Path) -> ModuleType:
     file = Path(path).resolve()
     if not file.is_file() or file.suffix != ".py":
         raise ConfigError(f"plugin {str(path)!r} is not a Python file; pass the path of a .py file")
-    name = f"libmoe_plugin_{file.stem}_{abs(hash(str(file)))}"
+    name = f"{_PREFIX}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -28,19 +31,41 @@ def load_plugin(path: str | Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = getattr(error, "lineno", None) or _last_line(error, file)
-        where = f"{file.name}:{line}" if line else file.name
-        raise ConfigError(f"plugin {where} failed: {type(error).__name__}: {error}") from error
+        place = f"{file.name}:{error.lineno}" if isinstance(error, SyntaxError) else _last_place(error, file)
+        raise ConfigError(f"plugin {place or file.name} failed: {describe(error)}") from error
     return module
 
 
-def _last_line(error: BaseException, file: Path) -> int | None:
-    """Line of ``file`` nearest to where the error was raised."""
+def plugin_file(thing: type) -> Path | None:
+    """The plugin that defines a class; ``None`` for classes that come from elsewhere."""
+    module = sys.modules.get(thing.__module__)
+    if module is None or not thing.__module__.startswith(_PREFIX):
+        return None
+    return Path(str(module.__file__))
+
+
+def blame(error: BaseException) -> str | None:
+    """``file.py:line`` of the loaded plugin whose code raised ``error``, ``None`` when no plugin took part."""
+    files = [Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(_PREFIX)]
+    places = (_last_place(error, file) for file in files)
+    return next((place for place in places if place), None)
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line: a user's error by its text, any other with its type before it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, LibMoEError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _last_place(error: BaseException, file: Path) -> str | None:
+    """``file.py:line`` of the last line of ``file`` that the error passed through."""
     found, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(file):
-            found = trace.tb_lineno
+            found = f"{file.name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

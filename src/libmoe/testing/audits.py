@@ -94,7 +94,9 @@ class Auditor:
         """Everything about each token, ``[B, L, ...]``; ``rows`` tells which side inputs the batch has."""
 
         def side(size: int) -> dict[str, Tensor]:
-            return {k: v[rows] for k, v in self.side(3).items()} if rows is not None else dict(self.side(size))
+            return (
+                {k: v[rows] for k, v in self.side(3).items()} if rows is not None else dict(self.side(size))
+            )
 
         with torch.no_grad():
             y_BLD, plans = run(self.model, batch.x_BLD, side, **batch.inputs())
@@ -180,7 +182,13 @@ def audit(target: Target, *, dim: int = 16, side: Side = default_side) -> AuditR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         auditor = Auditor(target, dim, side)
-        searches = (auditor.leaks_from_the_future(), auditor.leaks_from_the_batch(), auditor.leaks_from_padding())
+        searches = (
+            auditor.leaks_from_the_future(),
+            auditor.leaks_from_the_batch(),
+            auditor.leaks_from_padding(),
+        )
         leaks = [next(search, None) for search in searches]
     causal, batch_independent, padding_invariant = (leak is None for leak in leaks)
-    return AuditReport(causal, batch_independent, padding_invariant, "\n".join(leak for leak in leaks if leak))
+    return AuditReport(
+        causal, batch_independent, padding_invariant, "\n".join(leak for leak in leaks if leak)
+    )

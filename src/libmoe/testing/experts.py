@@ -64,7 +64,9 @@ def check_experts(experts: Experts, dim: int, *, extra: Extra | None = None) -> 
     with checks("materialises copies"):
         for param in experts.materialise(0).parameters():
             for ours in experts.parameters():
-                assert param.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr(), "memory is shared"
+                assert param.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr(), (
+                    "memory is shared"
+                )
     with checks("averages parameters"):
         probe.check_merged()
     return checks.finish()

@@ -246,5 +246,7 @@ class _Probe:
         uniform_TN = torch.full((2 * n, n), 1 / n, dtype=torch.float64)
         plan = SparsePlan.from_topk(expert_TK, uniform_TN[:, :1], n)
         ctx = ForwardContext().layer(0, (2, n), training=True)
-        numerator, denominator = self.loss.compute(Routing(plan, torch.zeros_like(uniform_TN), uniform_TN), ctx)
+        numerator, denominator = self.loss.compute(
+            Routing(plan, torch.zeros_like(uniform_TN), uniform_TN), ctx
+        )
         assert_close(numerator / denominator, torch.tensor(expected, dtype=torch.float64), "value")

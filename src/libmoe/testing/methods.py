@@ -161,12 +161,18 @@ class _Probe:
         for name, grad in grads.items():
             assert_close(grads_again[name], grad, f"the gradient of {name}", 1e-6)
         for index, load in counts.seen.items():
-            assert torch.equal(counts_again.seen[index].count_N, load.count_N), f"layer {index} is counted differently"
+            assert torch.equal(counts_again.seen[index].count_N, load.count_N), (
+                f"layer {index} is counted differently"
+            )
 
     def check_upcycling(self, name: str, options: Mapping[str, Any] | None) -> None:
         place = site(self.dim)
         layer = create(name, {**(options or {}), "expert_hidden": place.hidden}).build_layer(place)
-        if not isinstance(layer, MoELayer) or not isinstance(layer.experts, FFNExperts) or layer.shared is not None:
+        if (
+            not isinstance(layer, MoELayer)
+            or not isinstance(layer.experts, FFNExperts)
+            or layer.shared is not None
+        ):
             raise Skip
         ffn = FFN(place.dim, place.hidden, place.activation, place.gated, place.bias, 0.2)
         for expert in range(layer.experts.num_experts):
@@ -194,11 +200,15 @@ class _Probe:
                 controller.after_step(info)
         states = [controller.state_dict() for controller in controllers]
         restored = json.loads(json.dumps(states))
-        assert restored == states, "state_dict() is not plain JSON (numbers, text, lists, dictionaries with text keys)"
+        assert restored == states, (
+            "state_dict() is not plain JSON (numbers, text, lists, dictionaries with text keys)"
+        )
         for controller, state in zip(self.method.build_controllers(), restored, strict=True):
             controller.load_state_dict(state)
             assert controller.state_dict() == state, f"{type(controller).__name__} forgets its state"
-        assert all(p.isfinite().all() for p in model.parameters()), "controllers leave parameters that are not finite"
+        assert all(p.isfinite().all() for p in model.parameters()), (
+            "controllers leave parameters that are not finite"
+        )
 
 
 def _checkpoint(layer: nn.Module) -> None:

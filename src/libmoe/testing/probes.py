@@ -82,7 +82,9 @@ def as_layers(target: Target, dim: int) -> list[nn.Module]:
 def run(model: nn.Module, x_BLD: Tensor, side: Side, **inputs: Tensor | None) -> tuple[Tensor, list[Plan]]:
     """Output and plans of a forward pass."""
     plans: list[Plan] = []
-    with options(side=dict(side(x_BLD.shape[0])), recorders=[lambda ctx, routing: plans.append(routing.plan)]):
+    with options(
+        side=dict(side(x_BLD.shape[0])), recorders=[lambda ctx, routing: plans.append(routing.plan)]
+    ):
         return model(x_BLD, **inputs), plans
 
 
@@ -99,7 +101,10 @@ def per_token(plan: Plan) -> dict[str, Tensor]:
             "weights": empty_TN.index_put(place, weight_A, accumulate=True),
         }
     if isinstance(plan, SoftPlan):
-        return {"combine weights": plan.combine_GLS.flatten(0, 1), "dispatch weights": plan.dispatch_GLS.flatten(0, 1)}
+        return {
+            "combine weights": plan.combine_GLS.flatten(0, 1),
+            "dispatch weights": plan.dispatch_GLS.flatten(0, 1),
+        }
     if isinstance(plan, MergePlan):
         repeats = plan.num_tokens // max(plan.gate_GN.shape[0], 1)
         return {"gates": plan.gate_GN.repeat_interleave(repeats, dim=0)}

@@ -45,7 +45,9 @@ def check_router(make: Target, *, dim: int = 16, side: Side = default_side) -> l
     for shape in SHAPES:
         with checks(f"answers for a batch of {shape[0]} x {shape[1]} tokens"):
             for training in (False, True):
-                check_routing(_route(router, shape, dim, side, training=training), shape[0] * shape[1], router)
+                check_routing(
+                    _route(router, shape, dim, side, training=training), shape[0] * shape[1], router
+                )
     with checks("decides the same twice in eval mode"):
         first, second = (_route(router, (2, 6), dim, side) for _ in range(2))
         _assert_same_plan(second.plan, first.plan)
@@ -95,11 +97,15 @@ def check_routing(routing: Routing, num_tokens: int, router: Router) -> None:
     plan, num_experts = routing.plan, router.num_experts
     assert isinstance(plan, Plan), f"the plan is a {type(plan).__name__}, not a Plan"
     assert plan.num_tokens == num_tokens, f"the plan is for {plan.num_tokens} tokens, not {num_tokens}"
-    assert plan.num_experts == num_experts, f"the plan has {plan.num_experts} experts, the router {num_experts}"
+    assert plan.num_experts == num_experts, (
+        f"the plan has {plan.num_experts} experts, the router {num_experts}"
+    )
     for name in ("logits_TN", "scores_TN"):
         value = getattr(routing, name)
         if value is not None:
-            assert value.shape[:1] == (num_tokens,), f"{name} has shape {tuple(value.shape)} for {num_tokens} tokens"
+            assert value.shape[:1] == (num_tokens,), (
+                f"{name} has shape {tuple(value.shape)} for {num_tokens} tokens"
+            )
             assert not value.isnan().any(), f"{name} has NaN"
     scores_TN = routing.scores_TN
     if scores_TN is not None:
@@ -111,22 +117,35 @@ def check_routing(routing: Routing, num_tokens: int, router: Router) -> None:
         groups, length, slots = plan.dispatch_GLS.shape
         assert plan.combine_GLS.shape == (groups, length, slots), "dispatch and combine differ in shape"
         assert slots % num_experts == 0, f"{slots} slots cannot be shared out to {num_experts} experts"
-        assert plan.dispatch_GLS.isfinite().all() and plan.combine_GLS.isfinite().all(), "mixing weights not finite"
+        assert plan.dispatch_GLS.isfinite().all() and plan.combine_GLS.isfinite().all(), (
+            "mixing weights not finite"
+        )
     elif isinstance(plan, MergePlan):
         assert plan.gate_GN.isfinite().all(), "gates not finite"
         groups = plan.gate_GN.shape[0]
         assert num_tokens % max(groups, 1) == 0, f"{groups} groups do not divide {num_tokens} tokens"
     load_N = plan.load_N()
-    assert load_N.shape == (num_experts,) and load_N.isfinite().all(), "load_N() is not one finite number per expert"
+    assert load_N.shape == (num_experts,) and load_N.isfinite().all(), (
+        "load_N() is not one finite number per expert"
+    )
 
 
 def _check_sparse(plan: SparsePlan) -> None:
     size = plan.token_A.shape
     assert plan.token_A.dtype == plan.expert_A.dtype == torch.int64, "token_A and expert_A must be int64"
-    assert plan.expert_A.shape == plan.weight_A.shape == size and len(size) == 1, "token_A, expert_A, weight_A: [A]"
-    assert plan.kept_A is None or (plan.kept_A.dtype == torch.bool and plan.kept_A.shape == size), "kept_A: bool [A]"
-    assert plan.weight_A.is_floating_point() and plan.weight_A.isfinite().all(), "weights are not finite numbers"
-    for name, value_A, limit in (("token", plan.token_A, plan.num_tokens), ("expert", plan.expert_A, plan.num_experts)):
+    assert plan.expert_A.shape == plan.weight_A.shape == size and len(size) == 1, (
+        "token_A, expert_A, weight_A: [A]"
+    )
+    assert plan.kept_A is None or (plan.kept_A.dtype == torch.bool and plan.kept_A.shape == size), (
+        "kept_A: bool [A]"
+    )
+    assert plan.weight_A.is_floating_point() and plan.weight_A.isfinite().all(), (
+        "weights are not finite numbers"
+    )
+    for name, value_A, limit in (
+        ("token", plan.token_A, plan.num_tokens),
+        ("expert", plan.expert_A, plan.num_experts),
+    ):
         if len(value_A):
             low, high = int(value_A.min()), int(value_A.max())
             assert low >= 0 and high < limit, f"{name} numbers {low}..{high} are not in 0..{limit - 1}"
@@ -192,12 +211,18 @@ def _check_gradients(router: Router, dim: int, side: Side) -> None:
 
 def _check_expected_load(router: Router, dim: int, side: Side) -> None:
     load_N = router.expected_load()
-    assert len(load_N) == router.num_experts, f"expected_load() has {len(load_N)} entries for {router.num_experts}"
-    assert all(0 <= load <= router.num_experts for load in load_N), f"expected_load() is out of range: {load_N}"
+    assert len(load_N) == router.num_experts, (
+        f"expected_load() has {len(load_N)} entries for {router.num_experts}"
+    )
+    assert all(0 <= load <= router.num_experts for load in load_N), (
+        f"expected_load() is out of range: {load_N}"
+    )
     assert sum(load_N) > 0, "expected_load() is zero for every expert"
     plan = _route(router, (2, 6), dim, side).plan
     if isinstance(plan, SparsePlan) and plan.k is not None and plan.kept_A is None:
-        assert abs(sum(load_N) - plan.k) < 1e-6, f"expected_load() sums to {sum(load_N):g} but each token gets {plan.k}"
+        assert abs(sum(load_N) - plan.k) < 1e-6, (
+            f"expected_load() sums to {sum(load_N):g} but each token gets {plan.k}"
+        )
 
 
 def _check_top_k(make: Target, router: Router, dim: int, side: Side) -> None:

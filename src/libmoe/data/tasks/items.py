@@ -58,8 +58,12 @@ def _balance(name: str, items: Iterator[Item], size: int) -> list[Item]:
     return taken
 
 
-def _sentences(works: Works) -> list[tuple[str, str]]:
-    """All plain sentences as (work, sentence), in a fixed random order."""
+def _sentences(works: Works, half: int) -> list[tuple[str, str]]:
+    """Every second plain sentence as (work, sentence), in a fixed random order.
+
+    The harness pools the requests of all tasks and mixes up two that have the same text but are cut into
+    context and choice at different places; so tasks with different cuts take different halves.
+    """
     found = [
         (work, " ".join(match[0].split()))
         for work, documents in works.items()
@@ -67,7 +71,7 @@ def _sentences(works: Works) -> list[tuple[str, str]]:
         for match in _SENTENCE.finditer(text)
     ]
     found = list(dict.fromkeys(found))
-    return [found[i] for i in permutation(len(found), "sentences", *works)]
+    return [found[i] for i in permutation(len(found), "sentences", *works)[half::2]]
 
 
 def _cut(sentence: str, count: CountTokens, words: int = 10) -> tuple[str, str] | None:
@@ -82,7 +86,7 @@ def _continuations(
     domains: Mapping[str, Works], domain: str, count: CountTokens, *, other_domains: bool
 ) -> Iterator[Item]:
     cuts = {
-        d: [(w, c) for w, s in _sentences(works) if (c := _cut(s, count))] for d, works in domains.items()
+        d: [(w, c) for w, s in _sentences(works, 0) if (c := _cut(s, count))] for d, works in domains.items()
     }
     for i, (work, (context, right)) in enumerate(cuts[domain]):
         if other_domains:
@@ -98,7 +102,7 @@ def _continuations(
 
 def _cloze(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
     ends = []
-    for _, sentence in _sentences(works):
+    for _, sentence in _sentences(works, 1):
         context, _, word = sentence.rpartition(" ")
         if re.fullmatch(r"[a-z]{4,}[.!?]", word) and 12 <= count(context) <= CONTEXT_TOKENS:
             ends.append((context, word[:-1] + "."))
@@ -116,7 +120,7 @@ def _cloze(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
 
 
 def _orders(domain: str, works: Works, count: CountTokens) -> Iterator[Item]:
-    for i, (_, sentence) in enumerate(_sentences(works)):
+    for i, (_, sentence) in enumerate(_sentences(works, 0)):
         cut = _cut(sentence, count)
         if cut is None:
             continue

@@ -1,0 +1,145 @@
+"""Cells on worker processes, each cell apart from the others."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from libmoe.bench.cell import CellSpec, failed_row
+
+ATTEMPTS = 2
+"""A cell whose process is killed goes on from its checkpoint once; then it counts as failed."""
+PATIENCE = 60.0
+"""Seconds that running cells get to save a checkpoint when the grid is interrupted."""
+
+
+class Worker:
+    """One process; answers arrive in ``events`` as ``(worker, row)``, and ``(worker, None)`` when it has ended."""
+
+    def __init__(self, log: Path, threads: int, events: SimpleQueue[tuple[Worker, Any]]) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "libmoe.bench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=_environment(threads),
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its workers in order
+            )
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    def _listen(self, events: SimpleQueue[tuple[Worker, Any]]) -> None:
+        assert self.process.stdout is not None
+        with contextlib.suppress(ValueError):  # half a line, of a process that was killed as it wrote
+            for line in self.process.stdout:
+                events.put((self, json.loads(line)))
+        self.process.wait()
+        events.put((self, None))
+
+    def submit(self, spec: CellSpec) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # that it has ended is an event of its own
+            self.process.stdin.write(spec.to_json() + "\n")
+            self.process.stdin.flush()
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        code = self.process.returncode
+        if code is not None and code < 0:
+            return f"was killed ({signal.Signals(-code).name})"
+        return f"ended with exit code {code}"
+
+    def close(self) -> None:
+        """Let an idle process end."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+
+def run_pool(
+    specs: Sequence[CellSpec],
+    count: int,
+    folder: Path,
+    *,
+    started: Callable[[CellSpec], None],
+    finished: Callable[[CellSpec, dict[str, Any]], None],
+    tick: Callable[[], None],
+) -> None:
+    """Run every cell, ``count`` at once; what workers print goes to ``folder/worker-*.log``.
+
+    Interrupted, it lets the running cells finish their step and save; interrupted again, it ends them at once.
+    """
+    waiting, attempts = deque(specs), Counter[str]()
+    events: SimpleQueue[tuple[Worker, Any]] = SimpleQueue()
+    busy: dict[Worker, CellSpec] = {}
+    idle: list[Worker] = []
+    numbers = itertools.count()
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < count:
+                spec = waiting.popleft()
+                worker = idle.pop() if idle else Worker(folder / f"worker-{next(numbers)}.log", spec.threads, events)
+                worker.submit(spec)
+                busy[worker] = spec
+                started(spec)
+            tick()
+            try:
+                worker, row = events.get(timeout=0.5)
+            except Empty:
+                continue
+            if worker not in busy:
+                idle.remove(worker)  # it ended with nothing to do
+                continue
+            spec = busy.pop(worker)
+            if row is not None:
+                idle.append(worker)
+            else:
+                attempts[spec.run_dir] += 1
+                if attempts[spec.run_dir] < ATTEMPTS:
+                    waiting.appendleft(spec)
+                    continue
+                row = failed_row(
+                    spec,
+                    f"its process {worker.ending()}, twice; if memory ran out, lower the batch size or the workers "
+                    f"(details: {worker.log})",
+                )
+            finished(spec, row)
+        for worker in idle:
+            worker.close()
+    finally:
+        _end([w.process for w in [*busy, *idle]])
+    tick()
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    alive = [p for p in processes if p.poll() is None]
+    try:
+        for process in alive:
+            process.terminate()  # training saves a checkpoint on this signal
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in alive:
+                process.wait(PATIENCE)
+    finally:
+        for process in alive:
+            process.kill()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """What workers inherit: this process's import path, their share of the cores, and no progress bars."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
+    quiet = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), **quiet}
