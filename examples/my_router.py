@@ -14,7 +14,7 @@ class LogitNormRouter(TopKRouter):
 
     def score(self, logits_TN):
         centred_TN = logits_TN - logits_TN.mean(dim=-1, keepdim=True)
-        return (centred_TN / (centred_TN.std(dim=-1, keepdim=True) + 1e-6)).softmax(dim=-1)
+        return (centred_TN / (centred_TN.std(dim=-1, keepdim=True, correction=0) + 1e-6)).softmax(dim=-1)
 
 
 @libmoe.register_method("logit-norm", summary="top-k over standardised logits (example)")

@@ -80,8 +80,8 @@ def test_no_row_repeats_before_an_epoch_is_over_and_then_all_come_again(mixture)
 def test_domains_get_their_share_in_the_whole_and_nearly_in_every_batch(tokenized, mixture, expected):
     loader = _loader(tokenized, batch_size=20, mixture=mixture)
     if expected is None:
-        rows = np.array(list(loader.rows.values()))
-        expected = rows / rows.sum()
+        sizes = np.array([stream.num_tokens for stream in tokenized["train"].values()])
+        expected = sizes / sizes.sum()
     counts = np.stack([np.bincount(loader.batch(s)["domain_ids"][:, 0], minlength=2) for s in range(50)])
     assert np.abs(counts.sum(axis=0) / 1000 - expected).max() <= 0.001
     assert np.abs(counts - 20 * np.array(expected)).max() <= 2
@@ -157,6 +157,7 @@ def test_a_transformers_model_keeps_documents_of_a_row_apart():
         ({"mixture": {"novel": -1}}, ConfigError, "weight -1 of domain 'novel'"),
         ({"mixture": {"novel": float("nan")}}, ConfigError, "weight nan"),
         ({"mixture": {"novel": 0}}, ConfigError, "no domain any weight"),
+        ({"seq_len": 10**6, "mixture": "proportional"}, DataError, "fewer than one row"),
         ({"seq_len": 10**6}, DataError, "fewer than one row of seq_len=1000000"),
     ],
 )

@@ -18,7 +18,7 @@ kept       bool    false when capacity dropped the assignment
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError, DataError
-from libmoe.core.plan import Plan, SoftPlan, SparsePlan
+from libmoe.core.files import write_atomically
+from libmoe.core.plan import MergePlan, Plan, SoftPlan, SparsePlan
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -41,16 +42,20 @@ _TYPES = {
 
 
 def assignments(plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(token_A, expert_A, weight_A, kept_A)`` of any plan; soft plans give one assignment per pair."""
+    """``(token_A, expert_A, weight_A, kept_A)`` of any plan; soft and merging plans give one for each pair."""
     if isinstance(plan, SparsePlan):
         kept_A = plan.kept_A if plan.kept_A is not None else torch.ones_like(plan.token_A, dtype=torch.bool)
         return plan.token_A, plan.expert_A, plan.weight_A.detach(), kept_A
     if isinstance(plan, SoftPlan):
         mass_TN = plan.combine_GLS.detach().reshape(plan.num_tokens, plan.num_experts, -1).sum(-1)
-        token_A = torch.arange(plan.num_tokens).repeat_interleave(plan.num_experts)
-        expert_A = torch.arange(plan.num_experts).repeat(plan.num_tokens)
-        return token_A, expert_A, mass_TN.reshape(-1), torch.ones_like(token_A, dtype=torch.bool)
-    raise ConfigError(f"a trace has no columns for a {plan.kind!r} plan")
+    elif isinstance(plan, MergePlan):
+        repeats = plan.num_tokens // max(len(plan.gate_GN), 1)
+        mass_TN = plan.gate_GN.detach().repeat_interleave(repeats, dim=0)
+    else:
+        raise ConfigError(f"a trace has no columns for a {plan.kind!r} plan")
+    token_A = torch.arange(plan.num_tokens, device=mass_TN.device).repeat_interleave(plan.num_experts)
+    expert_A = torch.arange(plan.num_experts, device=mass_TN.device).repeat(plan.num_tokens)
+    return token_A, expert_A, mass_TN.reshape(-1), torch.ones_like(token_A, dtype=torch.bool)
 
 
 class TraceRecorder:
@@ -111,19 +116,25 @@ class TraceRecorder:
     def columns(self) -> dict[str, np.ndarray]:
         """All rows so far, by column."""
         names = [*_TYPES, *self.side]
-        empty = {k: np.zeros(0, _TYPES.get(k, np.int32)) for k in names}
+        empty: dict[str, np.ndarray] = {k: np.zeros(0, _TYPES.get(k, np.int32)) for k in names}
         return {k: np.concatenate([empty[k], *(p[k] for p in self._parts)]) for k in names}
 
     def save(self, path: str | Path) -> Path:
         """Write a parquet file; the old file stays until the new one is whole."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        pa, pq = _parquet()
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(self.columns()), buffer, compression="zstd")
+        write_atomically(path, buffer.getvalue())
+        return Path(path)
 
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pq.write_table(pa.table(self.columns()), temporary, compression="zstd")
-        os.replace(temporary, path)
-        return path
+
+def _parquet() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("routing traces need pyarrow: pip install 'libmoe[trace]'") from None
+    return pyarrow, pyarrow.parquet
 
 
 def _positions(sequence_T: np.ndarray) -> np.ndarray:
@@ -136,8 +147,7 @@ def _positions(sequence_T: np.ndarray) -> np.ndarray:
 
 def read_trace(path: str | Path) -> dict[str, np.ndarray]:
     """Columns of a trace file.  Raises DataError when it is missing or not a trace."""
-    import pyarrow.parquet as pq
-
+    _, pq = _parquet()
     if not Path(path).is_file():
         raise DataError(f"no trace at {path}; write one with `libmoe analyze RUN`")
     try:

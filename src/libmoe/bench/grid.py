@@ -47,11 +47,15 @@ class Entry:
         self.key = self.key or self.method
         self.label = self.label or self.key
         if not re.fullmatch(r"\w[\w.+-]*", self.key):
-            raise ConfigError(f"entry {self.key!r}: a key names a folder; use letters, digits and . _ + - only")
+            raise ConfigError(
+                f"entry {self.key!r}: a key names a folder; use letters, digits and . _ + - only"
+            )
         decided_elsewhere = {"seed": "seeds", "name": "key"}
         for key in self.recipe:
             if key in decided_elsewhere:
-                raise ConfigError(f"entry {self.key!r}: recipe.{key} is decided by {decided_elsewhere[key]!r}")
+                raise ConfigError(
+                    f"entry {self.key!r}: recipe.{key} is decided by {decided_elsewhere[key]!r}"
+                )
         _refuse_method(self.recipe, f"entry {self.key!r}: recipe", "put it beside the entry's 'method'")
 
     def check(self) -> None:
@@ -187,5 +191,7 @@ def load_grid(source: str | Path, overrides: Sequence[str] = ()) -> Grid:
     values.setdefault("name", path.stem)
     for assignment in overrides:
         override(values, assignment)
-    _refuse_method(values.get("recipe"), "recipe", "set the options of the entries in a grid file of your own")
+    _refuse_method(
+        values.get("recipe"), "recipe", "set the options of the entries in a grid file of your own"
+    )
     return build(Grid, values)

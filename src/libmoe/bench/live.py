@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from libmoe.bench.cell import CellSpec
+
+MARGIN = 5
+"""Lines of the terminal that the table leaves to its head, its foot and the prompt."""
 
 
 def last_metrics(run_dir: str | Path) -> dict[str, Any]:
@@ -24,14 +28,19 @@ def last_metrics(run_dir: str | Path) -> dict[str, Any]:
             file.seek(max(0, file.tell() - 65536))
             lines = file.read().split(b"\n")[:-1]
         return json.loads(lines[-1]) if lines else {}
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
 
 
 class LiveTable:
     """Shows each cell's state, step, loss, held-out bits per byte and the time left for the grid.
 
-    Away from a terminal it prints one line per finished cell instead.
+    Away from a terminal, or with ``enabled=False``, it prints one line per finished cell instead.
+
+    Args:
+        rows: rows of the cells that were done before, by run folder.
+        say: where the lines go.
+        console: where the table goes; standard error by default.
     """
 
     def __init__(
@@ -41,12 +50,12 @@ class LiveTable:
         *,
         enabled: bool = True,
         say: Callable[[str], None] = print,
+        console: Console | None = None,
     ) -> None:
         self.specs, self.say = list(specs), say
-        self.console = Console(stderr=True)
-        self.live = (
-            Live(console=self.console, refresh_per_second=2) if enabled and sys.stderr.isatty() else None
-        )
+        self.console = console or Console(stderr=True, highlight=False)
+        live = enabled and (console is not None or sys.stderr.isatty())
+        self.live = Live(console=self.console, auto_refresh=False) if live else None
         self.rows = dict(rows)
         self.kept = len(rows)
         self.begun: dict[str, float] = {}
@@ -63,56 +72,73 @@ class LiveTable:
             self.live.stop()
 
     def started(self, spec: CellSpec) -> None:
-        self.begun[spec.run_dir] = time.monotonic()
+        self.begun.setdefault(spec.run_dir, time.monotonic())
 
     def finished(self, spec: CellSpec, row: dict[str, Any]) -> None:
         self.rows[spec.run_dir] = row
         if self.live is None:
             seconds = time.monotonic() - self.begun.get(spec.run_dir, self.start)
-            result = (
-                f"{row['bits_per_byte']:.4f} bits/byte"
-                if row["status"] == "ok"
-                else f"failed: {row['error']}"
+            result = _bits(row) + " bits/byte" if row["status"] == "ok" else f"failed: {row['error']}"
+            self.say(
+                f"[{len(self.rows)}/{len(self.specs)}] {spec.name}: {result} ({_duration(seconds)}){self._left()}"
             )
-            count = f"[{len(self.rows)}/{len(self.specs)}]"
-            self.say(f"{count} {spec.key} seed {spec.recipe.seed}: {result} ({seconds:.0f} s){self._left()}")
+
+    def refresh(self) -> None:
+        if self.live is not None:
+            self.live.update(self.render(), refresh=True)
+
+    def render(self) -> Group:
+        """The table, cut to the height of the terminal: cells at work first, then the newest results."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("method", "seed", "state", "step", "loss", "bits/byte", "tokens/s"):
+            left = column in ("method", "state")
+            table.add_column(column, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        shown = self._shown(self.console.height - MARGIN)
+        for spec in shown:
+            table.add_row(spec.key, str(spec.recipe.seed), *self._cells(spec))
+        hidden = len(self.specs) - len(shown)
+        more = [Text(f"and {hidden} more", style="dim")] if hidden else []
+        return Group(Text(f"{len(self.rows)} of {len(self.specs)} cells done{self._left()}"), table, *more)
+
+    def _shown(self, room: int) -> list[CellSpec]:
+        if len(self.specs) <= room:
+            return self.specs
+        order = {run_dir: place for place, run_dir in enumerate(self.rows)}
+
+        def urgency(spec: CellSpec) -> tuple[int, int]:
+            row = self.rows.get(spec.run_dir)
+            if row is not None:
+                return (0 if row["status"] != "ok" else 2, -order[spec.run_dir])
+            return (1 if spec.run_dir in self.begun else 3, 0)
+
+        chosen = {spec.run_dir for spec in sorted(self.specs, key=urgency)[: max(room, 1)]}
+        return [spec for spec in self.specs if spec.run_dir in chosen]
+
+    def _cells(self, spec: CellSpec) -> tuple[str, ...]:
+        """State, step, loss, bits per byte and speed."""
+        row, steps = self.rows.get(spec.run_dir), spec.recipe.train.steps
+        if row is not None and row["status"] == "ok":
+            return ("[green]done", f"{steps}", "", _bits(row), f"{row['tokens_per_second'] or 0:,.0f}")
+        if row is not None:
+            return ("[red]failed", "", "", "", "")
+        if spec.run_dir not in self.begun:
+            return ("[dim]waiting", "", "", "", "")
+        metrics = last_metrics(spec.run_dir)
+        step = metrics.get("step", 0)
+        loss = f"{metrics['loss']:.3f}" if metrics.get("loss") is not None else ""
+        return (f"[yellow]{'training' if step < steps else 'evaluating'}", f"{step}/{steps}", loss, "", "")
 
     def _left(self) -> str:
         done = len(self.rows) - self.kept
         if not done or len(self.rows) == len(self.specs):
             return ""
         left = (time.monotonic() - self.start) / done * (len(self.specs) - len(self.rows))
-        return f", about {left / 60:.1f} min left" if left >= 60 else f", about {left:.0f} s left"
+        return f", about {_duration(left)} left"
 
-    def refresh(self) -> None:
-        if self.live is not None:
-            self.live.update(self._render())
 
-    def _render(self) -> Table:
-        table = Table(
-            title=f"{len(self.rows)} of {len(self.specs)} cells done{self._left()}", title_justify="left"
-        )
-        for column in ("method", "seed", "state", "step", "loss", "bits/byte", "tokens/s"):
-            table.add_column(column, justify="left" if column in ("method", "state") else "right")
-        for spec in self.specs:
-            row, steps = self.rows.get(spec.run_dir), spec.recipe.train.steps
-            if row is not None and row["status"] == "ok":
-                cells = (
-                    "[green]done",
-                    f"{steps}",
-                    "",
-                    f"{row['bits_per_byte']:.4f}",
-                    f"{row['tokens_per_second']:,.0f}",
-                )
-            elif row is not None:
-                cells = ("[red]failed", "", "", "", "")
-            elif spec.run_dir in self.begun:
-                metrics = last_metrics(spec.run_dir)
-                step = metrics.get("step", 0)
-                state = "training" if step < steps else "evaluating"
-                loss = f"{metrics['loss']:.3f}" if "loss" in metrics else ""
-                cells = (f"[yellow]{state}", f"{step}/{steps}", loss, "", "")
-            else:
-                cells = ("[dim]waiting", "", "", "", "")
-            table.add_row(spec.key, str(spec.recipe.seed), *cells)
-        return table
+def _bits(row: dict[str, Any]) -> str:
+    return "not finite" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -9,7 +9,9 @@ import torch
 
 from libmoe.bench.grid import Entry, Grid, Quantity
 from libmoe.core.errors import ConfigError
-from libmoe.models import Account, account, build_backbone, moeify
+from libmoe.data import load_tokenizer
+from libmoe.models import Account, account
+from libmoe.train import build_model
 
 ROUNDS = 8
 """Corrections of a width; one is enough for every method whose cost is linear in it."""
@@ -28,8 +30,7 @@ def measure(grid: Grid, entry: Entry, options: dict[str, Any]) -> Account:
     """Exact cost of the entry's model; it is built without allocating weights."""
     recipe = grid.cell_recipe(entry, grid.seeds[0], options)
     with torch.device("meta"):
-        model = build_backbone(recipe.backbone, seed=0)
-        moeify(model, entry.method, options=options, where=recipe.method.where, init=recipe.method.init)
+        model = build_model(recipe, len(load_tokenizer(recipe.data.tokenizer)))
     return account(model, seq_len=recipe.data.seq_len)
 
 

@@ -92,7 +92,11 @@ def run_pool(
         while waiting or busy:
             while waiting and len(busy) < count:
                 spec = waiting.popleft()
-                worker = idle.pop() if idle else Worker(folder / f"worker-{next(numbers)}.log", spec.threads, events)
+                worker = (
+                    idle.pop()
+                    if idle
+                    else Worker(folder / f"worker-{next(numbers)}.log", spec.threads, events)
+                )
                 worker.submit(spec)
                 busy[worker] = spec
                 started(spec)

@@ -131,7 +131,9 @@ def _claim(folder: Path, grid: Grid) -> dict[str, Any]:
     shared = {k: v for k, v in mine.items() if k not in ("entries", "seeds")}
     difference = first_difference({k: theirs.get(k) for k in shared}, shared)
     for key in mine["entries"].keys() & theirs["entries"].keys():
-        difference = difference or first_difference(theirs["entries"][key], mine["entries"][key], f"entry {key}")
+        difference = difference or first_difference(
+            theirs["entries"][key], mine["entries"][key], f"entry {key}"
+        )
     if difference:
         raise ConfigError(
             f"{folder} holds another comparison: {difference}; choose another --out or delete the folder"
@@ -212,7 +214,9 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
         "backbone": to_dict(recipe.backbone),
         "mismatch": {key: m.residual for key, m in sizes.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["libmoe" if "libmoe" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(
+            ["libmoe" if "libmoe" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
+        ),
         "hardware": f"{platform.processor() or platform.machine()}, {_cores()} cores, {platform.system()}",
         "versions": {
             "libmoe": libmoe.__version__,

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from libmoe.cli.output import emit_json, say, table
+from libmoe.cli.output import console, emit_json, say, table
+
+LEGEND = """
+k: experts a token used on average. entropy: of the load, 1 = even. worst: load of the busiest expert above its
+fair share (0.5 = half as much again). dead: experts without a token. bits: what the expert tells about the domain.
+""".strip().replace("\n", " ")
 
 
 def run(model: Path, trace: Path | None, windows: int, as_json: bool) -> None:
@@ -14,30 +20,34 @@ def run(model: Path, trace: Path | None, windows: int, as_json: bool) -> None:
     if as_json:
         emit_json(found)
         return
-    rows = []
-    for layer in found["layers"]:
-        best = max(layer["domain_load"].items(), key=lambda item: max(item[1]), default=None)
-        words = ""
-        if best is not None:
-            share = max(best[1])
-            words = f"expert {best[1].index(share)} gets {share:.0%} of {best[0]}"
-        rows.append(
-            [
-                layer["layer"], layer["num_experts"], layer["experts_per_token"], layer["normalised_entropy"],
-                layer["max_violation"], layer["dead"], layer["mutual_information_bits"], words,
-            ]
-        )  # fmt: skip
     table(
+        ["layer", "experts", "k", "entropy", "worst", "dead", "bits", "strongest preference"],
         [
-            "layer",
-            "experts",
-            "per token",
-            "entropy/max",
-            "max violation",
-            "dead",
-            "I(expert; domain) bits",
-            "strongest",
+            [
+                layer["layer"],
+                layer["num_experts"],
+                f"{layer['experts_per_token']:.2f}",
+                f"{layer['normalised_entropy']:.3f}",
+                f"{layer['max_violation']:.2f}",
+                layer["dead"],
+                f"{layer['mutual_information_bits']:.3f}",
+                _preference(layer),
+            ]
+            for layer in found["layers"]
         ],
-        rows,
     )
+    console.print(f"\n{LEGEND}", style="dim", markup=False)
     say(f"Routing trace: {found['trace']}")
+
+
+def _preference(layer: dict[str, Any]) -> str:
+    """The largest share that one expert has of a domain."""
+    shares = [
+        (share, expert, domain)
+        for domain, load in layer["domain_load"].items()
+        for expert, share in enumerate(load)
+    ]
+    if not shares:
+        return ""
+    share, expert, domain = max(shares)
+    return f"expert {expert} gets {share:.0%} of {domain}"

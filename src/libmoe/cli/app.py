@@ -9,7 +9,6 @@ import typer
 
 app = typer.Typer(
     name="libmoe",
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -22,6 +21,8 @@ Start here:
 - `libmoe methods` lists what can be compared; `libmoe methods smoe` explains one method and its options
 - `libmoe train tiny --set method.name=remoe` trains one model
 - `libmoe bench quickstart --plugin my_router.py --add my-router` compares your own router
+
+`libmoe COMMAND --help` has an example for each command.
 """,
 )
 
@@ -31,6 +32,14 @@ Set = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change a value of the recipe, e.g. `--set train.lr=1e-3`. Repeatable.",
+    ),
+]
+SetInGrid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the grid, e.g. `--set recipe.train.steps=1000` or `--set seeds=[0,1,2]`. Repeatable.",
     ),
 ]
 Plugin = Annotated[
@@ -46,10 +55,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.
 
 
 def _load_plugins(plugins: list[Path] | None) -> list[str]:
-    from libmoe.core.plugins import load_plugin
+    if plugins:
+        from libmoe.core.plugins import load_plugin
 
-    for plugin in plugins or []:
-        load_plugin(plugin)
+        for plugin in plugins:
+            load_plugin(plugin)
     return [str(p) for p in plugins or []]
 
 
@@ -58,17 +68,20 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder for runs, results and the report.")] = Path(
         "runs/quickstart"
     ),
-    sets: Set = None,
+    sets: SetInGrid = None,
     plugin: Plugin = None,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Compare seven methods and two dense baselines on real text, two seeds each, and write the report.
 
     Takes a few minutes on two CPU cores, needs no network, and can be interrupted and run again.
+
+    Example: `libmoe quickstart`, then open runs/quickstart/report.html
     """
     from libmoe.cli.bench import run
 
-    run("quickstart", out, sets or [], _load_plugins(plugin), add=[], only=[], quiet=quiet, as_json=False)
+    run("quickstart", out, sets or [], _load_plugins(plugin), quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -81,24 +94,38 @@ def bench(
     ] = None,
     add: Annotated[
         list[str] | None,
-        typer.Option("--add", metavar="METHOD", help="Compare this method too. Repeatable."),
+        typer.Option(
+            "--add", metavar="METHOD", help="Compare this method too, with its default options. Repeatable."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="KEY", help="Only these entries (baselines stay). Repeatable."),
+        typer.Option("--only", metavar="KEY", help="Only these entries and the dense baseline. Repeatable."),
     ] = None,
-    sets: Set = None,
+    sets: SetInGrid = None,
     plugin: Plugin = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run a grid: methods x seeds under one budget, then the report.
 
-    Finished cells are kept: the same command after a kill goes on where it stopped.
+    Finished cells are kept: the same command after a kill goes on where it stopped, and a method that is added to
+    a finished comparison is the only one that is trained. The exit code is 1 when a cell failed.
+
+    Example: `libmoe bench quickstart --plugin my_router.py --add my-router --out runs/mine`
     """
     from libmoe.cli.bench import run
 
-    run(grid, out, sets or [], _load_plugins(plugin), add or [], only or [], quiet, as_json)
+    run(
+        grid,
+        out,
+        sets or [],
+        _load_plugins(plugin),
+        add=add or [],
+        only=only or [],
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -127,11 +154,22 @@ def train(
 
     Killed at any step, the same command resumes exactly. Under `torchrun --nproc-per-node N -m libmoe train ...`
     it trains data-parallel (DDP, or FSDP2 with `--set train.parallel=fsdp`).
+
+    Example: `libmoe train small --set method.name=deepseek-v3 --set data.source=my_texts/ --out runs/first`
     """
     from libmoe.cli.train import run
 
-    _load_plugins(plugin)
-    run(recipe, out, sets or [], resume, overwrite, evaluate, quiet, as_json)
+    run(
+        recipe,
+        out,
+        sets or [],
+        _load_plugins(plugin),
+        resume=resume,
+        overwrite=overwrite,
+        evaluate=evaluate,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command("eval")
@@ -141,7 +179,9 @@ def evaluate(
     ],
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--task", help="Harness task; repeatable [default: the embedded ones]."),
+        typer.Option(
+            "--task", help="Harness task; repeatable [default: the run's own, else the embedded ones]."
+        ),
     ] = None,
     windows: Annotated[int | None, typer.Option("--windows", help="Held-out windows per domain.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Documents per task.")] = None,
@@ -152,7 +192,12 @@ def evaluate(
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model: held-out bits per byte by domain, zero-shot tasks, and what its experts do."""
+    """Evaluate a model: held-out bits per byte by domain, zero-shot tasks, and what its experts do.
+
+    The result is saved as eval.json in the folder.
+
+    Example: `libmoe eval runs/tiny --task moe_cloze --limit 50`
+    """
     from libmoe.cli.evaluate import run
 
     _load_plugins(plugin)
@@ -164,13 +209,19 @@ def analyze(
     model: Annotated[Path, typer.Argument(help="A run folder, or a folder with a saved LibMoE model.")],
     trace: Annotated[
         Path | None,
-        typer.Option("--trace", help="Where to write the routing trace [default: RUN/trace.parquet]."),
+        typer.Option(
+            "--trace", help="Where to write the routing trace [default: trace.parquet in the folder]."
+        ),
     ] = None,
     windows: Annotated[int, typer.Option("--windows", help="Held-out windows per domain.")] = 8,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the experts do: load, entropy and domains by layer; writes a routing trace (parquet)."""
+    """Show what the experts do: load, entropy and domains by layer; writes a routing trace (parquet).
+
+    Example: `libmoe analyze runs/tiny`, then in Python
+    `libmoe.analysis.read_trace("runs/tiny/trace.parquet")["expert"]`
+    """
     from libmoe.cli.analyze import run
 
     _load_plugins(plugin)
@@ -183,10 +234,13 @@ def report(
         Path, typer.Argument(help="A grid folder with results.json, as written by quickstart or bench.")
     ],
 ) -> None:
-    """Write report.html, report.json and the pictures of a grid again."""
+    """Write report.html, report.json and the pictures of a grid again.
+
+    Example: `libmoe report runs/quickstart`
+    """
     from libmoe.cli.bench import write_report
 
-    write_report(grid)
+    typer.echo(write_report(grid))
 
 
 @app.command()
@@ -195,11 +249,39 @@ def methods(
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods that can be trained and compared, or explain one."""
+    """List the methods that can be trained and compared, or explain one.
+
+    Example: `libmoe methods switch`
+    """
     from libmoe.cli.methods import run
 
     _load_plugins(plugin)
     run(name, as_json)
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A method of the package or of a plugin.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="OPTION=VALUE", help="An option of the method, e.g. `top_k=1`. Repeatable."
+        ),
+    ] = None,
+    plugin: Plugin = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a method keeps the contract: gradients, padding, recomputation, saving, causality, and more.
+
+    The causality audit changes later tokens and looks whether earlier decisions move. The exit code is 1 when a
+    promise is broken.
+
+    Example: `libmoe check my-router --plugin my_router.py`
+    """
+    from libmoe.cli.check import run
+
+    _load_plugins(plugin)
+    run(method, sets or [], as_json)
 
 
 @app.command()
@@ -210,7 +292,10 @@ def papers(
     status: Annotated[str | None, typer.Option("--status", help="built, partial or planned.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the catalogue of 146 papers: what each is, which methods realise it, what is built."""
+    """Show the catalogue of 146 papers: what each is, which methods realise it, what is built.
+
+    Example: `libmoe papers --kind router --status built`, then `libmoe papers 42`
+    """
     from libmoe.cli.papers import run
 
     run(which, search, kind, status, as_json)
@@ -218,7 +303,12 @@ def papers(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, threads, disk, embedded data, optional packages, devices."""
+    """Check this machine: versions, threads, memory, disk, embedded data, optional packages, devices.
+
+    The exit code is 1 when something that is needed does not work.
+
+    Example: `libmoe doctor`
+    """
     from libmoe.cli.doctor import run
 
     run(as_json)

@@ -8,128 +8,166 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from libmoe.cli.output import emit_json, table
+import typer
+
+from libmoe.cli.output import emit_json, say, table
 from libmoe.core.errors import LibMoEError
 
 OPTIONAL = {
-    "lm_eval": "zero-shot tasks: pip install 'libmoe[eval]'",
-    "matplotlib": "pictures: pip install 'libmoe[report]'",
-    "pyarrow": "routing traces: pip install 'libmoe[trace]'",
-    "datasets": "Hugging Face datasets: pip install 'libmoe[data]'",
-    "peft": "adapters: pip install 'libmoe[finetune]'",
-    "tensorboard": "tracker: pip install 'libmoe[tensorboard]'",
-    "triton": "GPU kernels: pip install 'libmoe[gpu]'",
-    "ray": "grids on a cluster: pip install 'libmoe[ray]'",
+    "lm_eval": ("lm-eval", "zero-shot tasks", "eval"),
+    "matplotlib": ("matplotlib", "pictures", "report"),
+    "pyarrow": ("pyarrow", "routing traces", "trace"),
+    "datasets": ("datasets", "Hugging Face data sets", "data"),
+    "peft": ("peft", "adapters", "finetune"),
+    "tensorboard": ("tensorboard", "tracker", "tensorboard"),
+    "wandb": ("wandb", "tracker", "wandb"),
+    "mlflow": ("mlflow", "tracker", "mlflow"),
+    "triton": ("triton", "GPU kernels", "gpu"),
 }
+"""By module: its distribution, what it is for, and the extra of libmoe that brings it."""
+
+Check = dict[str, Any]
 
 
 def run(as_json: bool) -> None:
+    """Exits with code 1 when something that is needed does not work."""
     checks = gather()
+    broken = [c["what"] for c in checks if c["ok"] is False]
     if as_json:
         emit_json(checks)
     else:
-        table(["", "what", "found"], [[_mark(c["ok"]), c["what"], c["found"]] for c in checks])
-    broken = [c for c in checks if c["ok"] is False]
+        marks = {True: "ok", False: "FAIL", None: "-"}
+        table(["", "what", "found"], [[marks[c["ok"]], c["what"], c["found"]] for c in checks])
+        say(f"\nNot ready: {', '.join(broken)}" if broken else "\nReady. Try `libmoe quickstart`.")
     if broken:
-        raise LibMoEError(f"{len(broken)} check(s) failed: {', '.join(c['what'] for c in broken)}")
+        raise typer.Exit(1)
 
 
-def _mark(ok: bool | None) -> str:
-    return {True: "ok", False: "FAIL", None: "-"}[ok]
-
-
-def gather() -> list[dict[str, Any]]:
+def gather() -> list[Check]:
     """One entry per check: ``ok`` is None for what is optional and absent."""
-    return [*_versions(), *_machine(), *_data(), *_optional()]
+    return [*_versions(), *_machine(), *_data(), *(_optional(module) for module in OPTIONAL)]
 
 
-def _check(what: str, ok: bool | None, found: object) -> dict[str, Any]:
-    return {"what": what, "ok": ok, "found": str(found)}
+def _check(what: str, ok: bool | None, found: object) -> Check:
+    return {"what": what, "ok": ok, "found": " ".join(str(found).split())}
 
 
-def _versions() -> list[dict[str, Any]]:
-    import torch
+def _attempt(what: str, look: Callable[[], object]) -> Check:
+    """The check passes when ``look`` returns; what it raises is what was found."""
+    try:
+        return _check(what, True, look())
+    except Exception as error:
+        text = str(error) if isinstance(error, LibMoEError) else f"{type(error).__name__}: {error}"
+        return _check(what, False, text[:200])
 
+
+def _versions() -> list[Check]:
     import libmoe
 
-    checks = [
-        _check(
-            "python >= 3.11",
-            tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11),
-            platform.python_version(),
-        ),
-        _check("libmoe", True, libmoe.__version__),
-        _check(
-            "torch >= 2.9", tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9), torch.__version__
-        ),
-    ]
-    for name in ("transformers", "safetensors", "tokenizers"):
+    checks = [_check("libmoe", True, libmoe.__version__)]
+    for name, least in (("python", (3, 11)), ("torch", (2, 9)), ("transformers", (5, 0))):
         try:
-            checks.append(_check(name, True, version(name)))
+            found = platform.python_version() if name == "python" else version(name)
+            ok = tuple(int(part) for part in found.split(".")[:2]) >= least
         except PackageNotFoundError:
-            checks.append(_check(name, False, "missing: pip install libmoe"))
+            found, ok = "missing: pip install libmoe", False
+        checks.append(_check(f"{name} >= {least[0]}.{least[1]}", ok, found))
+    checks += [_attempt(name, partial(version, name)) for name in ("safetensors", "tokenizers")]
     if importlib.util.find_spec("torchvision") is not None:
-        try:
-            importlib.import_module("torchvision")
-        except Exception as error:
-            checks.append(
-                _check("torchvision", False, f"broken beside this torch: pip uninstall torchvision ({error})")
+        beside = _attempt("torchvision", lambda: importlib.import_module("torchvision").__version__)
+        if not beside["ok"]:
+            beside["found"] = (
+                "does not fit this torch: pip uninstall torchvision, or install the matching one"
             )
+        checks.append(beside)
     return checks
 
 
-def _machine() -> list[dict[str, Any]]:
+def _machine() -> list[Check]:
     import torch
 
     free = shutil.disk_usage(Path.cwd()).free
-    cache = Path(os.environ.get("LIBMOE_CACHE", Path.home() / ".cache" / "libmoe"))
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache):
-            writable = True
-    except OSError:
-        writable = False
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
-    return [
+    checks = [
         _check(
-            "cores and threads", True, f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+            "processor",
+            True,
+            f"{os.cpu_count()} cores; torch uses {torch.get_num_threads()} for one operation",
         ),
-        _check("device", True, device),
-        _check("free disk >= 1 GB", free > 1e9, f"{free / 1e9:.1f} GB"),
-        _check(
-            "cache folder can be written",
-            writable,
-            cache if writable else f"{cache}: set LIBMOE_CACHE to another",
-        ),
+        _attempt("memory", _memory),
+        _attempt("accelerator", _accelerator),
+        _check("free disk here >= 1 GB", free > 1e9, f"{free / 1e9:.1f} GB"),
+        _attempt("cache folder", _cache),
     ]
+    return checks
 
 
-def _data() -> list[dict[str, Any]]:
+def _memory() -> str:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return "unknown on this system"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+
+
+def _accelerator() -> str:
+    """Names of the GPUs, after a product on each has been computed; training uses one per process."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none: the CPU is used"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        torch.ones(8, 8, device=f"cuda:{index}").mm(torch.ones(8, 8, device=f"cuda:{index}")).cpu()
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        names.append(f"{torch.cuda.get_device_name(index)} ({memory:.0f} GiB)")
+    return ", ".join(names)
+
+
+def _cache() -> Path:
+    from libmoe.data import cache_dir
+
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise LibMoEError(
+            f"{folder}: {error.strerror}; set LIBMOE_CACHE to a folder that can be written"
+        ) from None
+
+
+def _data() -> list[Check]:
     from libmoe.data import load_corpus, load_tokenizer
 
-    try:
-        corpus = load_corpus("embedded")
-        checks = [
-            _check("embedded corpus", True, f"{len(corpus.domains)} domains, {corpus.fingerprint()[:12]}")
-        ]
-    except LibMoEError as error:
-        checks = [_check("embedded corpus", False, error)]
-    tokenizer = load_tokenizer()
-    text = "Mixture of experts: naïve routing?\n\t3·7 = 21"
-    whole = tokenizer.decode(tokenizer.encode(text)) == text
-    return [*checks, _check("embedded tokenizer round trip", whole, f"{len(tokenizer)} tokens")]
+    def corpus() -> str:
+        found = load_corpus("embedded")
+        return f"{len(found.domains)} domains, fingerprint {found.fingerprint()[:12]}"
+
+    def tokenizer() -> str:
+        found, text = load_tokenizer(), "Mixture of experts: naïve routing?\n\t3·7 = 21"
+        if found.decode(found.encode(text)) != text:
+            raise LibMoEError("encoding and decoding changes a text; reinstall libmoe")
+        return f"{len(found):,} tokens, text comes back unchanged"
+
+    return [_attempt("embedded corpus", corpus), _attempt("embedded tokenizer", tokenizer)]
 
 
-def _optional() -> list[dict[str, Any]]:
-    checks = []
-    for module, use in OPTIONAL.items():
-        present = importlib.util.find_spec(module) is not None
-        name = module.replace("_", "-")
-        checks.append(
-            _check(name, True if present else None, version(name) if present else f"absent ({use})")
-        )
-    return checks
+def _optional(module: str) -> Check:
+    """Present is not enough: a package that is there but cannot be imported is broken."""
+    name, use, extra = OPTIONAL[module]
+    if importlib.util.find_spec(module) is None:
+        return _check(name, None, f"absent; for {use}: pip install 'libmoe[{extra}]'")
+
+    def look() -> str:
+        found = importlib.import_module(module)
+        try:
+            return f"{version(name)} ({use})"
+        except PackageNotFoundError:  # built from source under another name
+            return f"{getattr(found, '__version__', 'present')} ({use})"
+
+    return _attempt(name, look)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from libmoe.cli.output import emit_json, say, table
+from libmoe.cli.output import console, emit_json, say, table
 
 
 def run(
@@ -19,13 +20,22 @@ def run(
 
     found = evaluate_folder(model, tasks=tasks, windows=windows, task_limit=limit, data=data)
     if as_json:
-        emit_json({k: found[k] for k in ("bits_per_byte", "domains", "tasks", "cost")})
+        emit_json({k: found[k] for k in ("bits_per_byte", "domains", "tasks", "cost", "saved_to")})
         return
-    rows = [[name, value] for name, value in found["domains"].items()]
-    table(["domain", "bits/byte"], [*rows, ["all", found["bits_per_byte"]]])
+    bits = found["domains"] | {"all": found["bits_per_byte"]}
+    table(["domain", "bits/byte"], [[name, f"{value:.4f}"] for name, value in bits.items()])
     if found["tasks"]:
+        console.print()
         table(
-            ["task", "accuracy", "std. error", "items"],
-            [[name, t["acc"], t["acc_stderr"], t["n"]] for name, t in found["tasks"].items()],
+            ["task", "metric", "value", "std. error", "items"],
+            [[name, *_main_metric(task), int(task["n"])] for name, task in found["tasks"].items()],
         )
     say(f"Saved to {found['saved_to']}")
+
+
+def _main_metric(task: Mapping[str, float]) -> tuple[str, str, str]:
+    """Accuracy where a task has one, else its first metric; with the standard error."""
+    names = [name for name in task if name != "n" and not name.endswith("_stderr")]
+    name = "acc" if "acc" in names else next(iter(names), "")
+    error = task.get(f"{name}_stderr")
+    return name, f"{task[name]:.3f}" if name else "-", "-" if error is None else f"{error:.3f}"

@@ -1,8 +1,9 @@
-"""Printing: words for people, JSON for scripts, errors on one line."""
+"""Printing: tables and words for people, JSON for scripts."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -20,23 +21,17 @@ def say(text: str) -> None:
     notes.print(text, markup=False)
 
 
-def fail(text: str, code: int = 2) -> int:
-    """Print ``error: ...`` on one line and return the exit code."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    return code
-
-
 def emit_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
     sys.stdout.write("\n")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """Aligned table; columns whose cells are all numbers are set to the right."""
+    """Aligned table; columns of numbers are set to the right and never broken over lines."""
     out = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(r[i], (int, float)) or r[i] in ("", "-") for r in rows)
-        out.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        numeric = bool(rows) and all(re.fullmatch(r"[-+]?[\d,.e+-]*%?", _cell(row[i])) for row in rows)
+        out.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in rows:
         out.add_row(*(Text(_cell(v)) for v in row))  # plain text: brackets are no markup here
     console.print(out)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from libmoe.cli.output import console, table
 
+MIN_WIDTH = 72
+"""Below this the titles would have no room; the terminal then breaks lines."""
+
 
 def run(which: str | None, text: str | None, kind: str | None, status: str | None, as_json: bool) -> None:
     from libmoe import papers
 
-    if which is not None:
-        found = (papers.paper(which),)
-    else:
-        found = papers.search(text=text, kind=kind, status=status)
+    found = papers.search(text=text, kind=kind, status=status) if which is None else (papers.paper(which),)
     if as_json:
-        console.out(papers.to_json(found), highlight=False)
+        print(papers.to_json(found))
         return
     if which is not None:
         entry = found[0]
@@ -30,8 +30,6 @@ def run(which: str | None, text: str | None, kind: str | None, status: str | Non
         ]
         table([f"{entry.number:03d}", entry.title], rows)
         return
-    console.out(papers.render_table(found, max(60, console.width)), highlight=False)
+    print(papers.render_table(found, max(MIN_WIDTH, console.width)))
     counts = papers.coverage()["status"]
-    console.print(
-        "\n" + ", ".join(f"{n} {s}" for s, n in counts.items()) + f"; {len(found)} shown", markup=False
-    )
+    print(f"\n{len(found)} shown. In all: {', '.join(f'{n} {s}' for s, n in counts.items())}.")

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from libmoe.core.errors import ConfigError, TrainingError
 from libmoe.core.main_loss import LossGradient, note_main_loss
 from libmoe.core.seeding import derive_seed
-from libmoe.core.tokens import Tokens, targets
+from libmoe.core.tokens import Tokens, named_inputs, targets
 
 if TYPE_CHECKING:
     from libmoe.core.interventions import Intervention
@@ -325,7 +325,7 @@ def install(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    inputs = _named_inputs(module, args, kwargs)
+    inputs = named_inputs(module, args, kwargs)
     context = _CURRENT.get()
     if context is None:
         context = ForwardContext(inputs)
@@ -357,15 +357,6 @@ def _leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         return None
     _CURRENT.set(None)
     return None if context.options.totals else note_main_loss(output, context.loss_gradient)
-
-
-def _named_inputs(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    if not args:
-        return kwargs
-    import inspect
-
-    names = [p for p in inspect.signature(module.forward).parameters if p != "self"]
-    return dict(zip(names, args, strict=False)) | kwargs
 
 
 @contextlib.contextmanager

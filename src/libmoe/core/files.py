@@ -51,9 +51,13 @@ def hold(folder: str | Path) -> Iterator[None]:
     try:
         if fcntl is not None:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it even after kill -9
+                fcntl.flock(
+                    handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the system lets go of it even after kill -9
             except OSError:
-                raise ConfigError(f"{folder} is in use by another process; wait or choose another folder") from None
+                raise ConfigError(
+                    f"{folder} is in use by another process; wait or choose another folder"
+                ) from None
         yield
     finally:
         os.close(handle)
@@ -73,7 +77,9 @@ def finite(value: Any) -> Any:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON text; compact without ``indent``."""
     separators = (",", ":") if indent is None else None
-    return json.dumps(finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
+    )
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:

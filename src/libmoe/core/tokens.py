@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,13 @@ class Tokens:
         if outer is not None:
             found = {name: getattr(outer, name) if value is None else value for name, value in found.items()}
         return cls(**found)
+
+
+def named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of ``module`` by name."""
+    if not args:
+        return kwargs
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
 
 
 def targets(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:

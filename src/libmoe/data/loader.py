@@ -122,7 +122,8 @@ class PackedLoader:
         if isinstance(mixture, str):
             if mixture not in ("proportional", "uniform"):
                 raise unknown("mixture", mixture, ("proportional", "uniform"))
-            weights = {d: float(n) if mixture == "proportional" else 1.0 for d, n in self.rows.items()}
+            sizes = [stream.num_tokens if mixture == "proportional" else 1 for stream in self._streams]
+            weights = dict(zip(self.domains, map(float, sizes), strict=True))
         else:
             for domain, weight in mixture.items():
                 if domain not in self.domains:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -9,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from libmoe.analysis import RoutingSummary, TraceRecorder
-from libmoe.core.config import build
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.core.files import write_json
 from libmoe.data import TASKS, load_corpus, unigram_entropy
@@ -22,17 +21,23 @@ from libmoe.eval.sample import sample_routing
 from libmoe.eval.tasks import run_tasks
 from libmoe.layers import moe_layers
 from libmoe.models import account, load_any
-from libmoe.train.recipe import DataConfig, EvalConfig, Recipe
+from libmoe.train import checkpoint
+from libmoe.train.recipe import DataConfig, EvalConfig, Recipe, load_recipe
 
 
 def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
-    """Evaluate a finished run as its own recipe says; writes and returns ``eval.json``."""
-    recipe = _recipe_of(Path(run_dir))
+    """Evaluate a finished run as its own recipe says; writes and returns ``eval.json``.
+
+    Raises:
+        CheckpointError: no run folder, a run that has not finished, or a damaged model.
+    """
+    folder = Path(run_dir)
+    recipe = _recipe_of(folder)
     if recipe is None:
-        raise ConfigError(
-            f"{run_dir} is no run folder: recipe.yaml is missing; use evaluate_folder for a model"
+        raise CheckpointError(
+            f"{folder} is no run folder: recipe.yaml is missing; use evaluate_folder for a model"
         )
-    return _evaluate(Path(run_dir), Path(run_dir) / "model", recipe.data, recipe.eval)
+    return _evaluate(folder, _model_of_run(folder), recipe.data, recipe.eval)
 
 
 def evaluate_folder(
@@ -61,8 +66,8 @@ def evaluate_folder(
     config = replace(
         config,
         tasks=list(tasks) if tasks is not None else config.tasks or list(TASKS),
-        windows_per_domain=windows or config.windows_per_domain,
-        task_limit=task_limit or config.task_limit,
+        windows_per_domain=config.windows_per_domain if windows is None else windows,
+        task_limit=config.task_limit if task_limit is None else task_limit,
     )
     return _evaluate(folder, model_dir, data_config, config)
 
@@ -70,15 +75,18 @@ def evaluate_folder(
 def analyse_folder(
     folder: str | Path, *, trace: str | Path | None = None, windows: int = 8
 ) -> dict[str, Any]:
-    """Routing of a run or model on held-out text: ``{"layers": [...], "trace": path}``; writes the trace."""
+    """Routing of a run or model on held-out text: ``{"layers": [...], "trace": path}``; writes the trace.
+
+    Raises:
+        CheckpointError: no model that can be loaded safely is there.
+        ConfigError: the model is dense.
+    """
     folder = Path(folder)
     model_dir, data_config, config = _settings(folder)
-    model = load_any(model_dir)
+    model, _, heldout = _prepare(model_dir, data_config, replace(config, windows_per_domain=windows))
     if not list(moe_layers(model)):
         raise ConfigError(f"{model_dir} holds a dense model; there are no experts to analyse")
-    tokenized, _ = open_data(data_config, progress=True)
-    heldout = HeldOut(tokenized["test"], data_config.seq_len, windows, config.batch_size)
-    summary, recorder = RoutingSummary(tokenized.domains), TraceRecorder(side=("domain",))
+    summary, recorder = RoutingSummary(heldout.names), TraceRecorder(side=("domain",))
     heldout.score(model, recorders=[summary, recorder])
     path = recorder.save(trace or folder / "trace.parquet")
     return {"layers": [asdict(layer) for layer in summary.layers()], "trace": str(path)}
@@ -106,28 +114,50 @@ def _settings(folder: Path) -> tuple[Path, DataConfig, EvalConfig]:
     """Where the model is, and how it was (or shall be) measured."""
     recipe = _recipe_of(folder)
     if recipe is not None:
-        if not (folder / "model").is_dir():
-            raise CheckpointError(
-                f"{folder} is a run that has not finished; run the same train command again"
-            )
-        return folder / "model", recipe.data, recipe.eval
+        return _model_of_run(folder), recipe.data, recipe.eval
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}; give a run folder or a folder with a saved model")
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    return folder, DataConfig(tokenizer=str(folder) if has_tokenizer else "embedded"), EvalConfig()
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds neither a run (recipe.yaml) nor a model (config.json)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise CheckpointError(
+            f"{folder} holds a model without a tokenizer; put the model's own there with "
+            "tokenizer.save_pretrained(folder)"
+        )
+    return folder, DataConfig(tokenizer=str(folder)), EvalConfig()
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
     file = folder / "recipe.yaml"
-    return build(Recipe, yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return load_recipe(file) if file.is_file() else None
+
+
+def _model_of_run(folder: Path) -> Path:
+    if not (folder / "model").is_dir():
+        raise CheckpointError(f"{folder} is a run that has not finished; run the same train command again")
+    return folder / "model"
+
+
+def _prepare(model_dir: Path, data: DataConfig, config: EvalConfig) -> tuple[nn.Module, Any, HeldOut]:
+    """The model on the device it will run on, its tokenizer and the held-out windows."""
+    model = load_any(model_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenized, tokenizer = open_data(data, progress=True)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise ConfigError(
+            f"the model in {model_dir} has {rows} embeddings but the tokenizer {data.tokenizer!r} has "
+            f"{len(tokenizer)} tokens; use the tokenizer that the model was trained with"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None) or data.seq_len
+    heldout = HeldOut(
+        tokenized["test"], min(data.seq_len, longest), config.windows_per_domain, config.batch_size
+    )
+    return model, tokenizer, heldout
 
 
 def _evaluate(folder: Path, model_dir: Path, data: DataConfig, config: EvalConfig) -> dict[str, Any]:
-    model = load_any(model_dir)
-    tokenized, tokenizer = open_data(data, progress=True)
-    _check_vocabulary(model, len(tokenizer), model_dir)
-    heldout = HeldOut(tokenized["test"], data.seq_len, config.windows_per_domain, config.batch_size)
-    summary = RoutingSummary(tokenized.domains)
+    model, tokenizer, heldout = _prepare(model_dir, data, config)
+    summary = RoutingSummary(heldout.names)
     recorders: list[Any] = [summary]
     if config.trace:
         recorders.append(TraceRecorder(side=("domain",)))
@@ -135,27 +165,23 @@ def _evaluate(folder: Path, model_dir: Path, data: DataConfig, config: EvalConfi
     if config.trace:
         recorders[1].save(folder / "trace.parquet")
     has_experts = bool(list(moe_layers(model)))
+    curve = _curve(folder / "metrics.jsonl")
     found |= {
         "tasks": run_tasks(
             model, tokenizer, config.tasks, limit=config.task_limit, batch_size=config.batch_size
         ),
-        "curve": _curve(folder / "metrics.jsonl"),
+        "curve": curve,
         "routing": {"layers": [asdict(layer) for layer in summary.layers()]},
         "sample": sample_routing(model, tokenizer, heldout, config.sample_documents) if has_experts else [],
         "cost": asdict(account(model, seq_len=data.seq_len)),
     }
+    found["best"] = _best(folder / "checkpoints", curve, model, heldout, found["bits_per_byte"])
     write_json(folder / "eval.json", found)
     return found | {"saved_to": str(folder / "eval.json")}
 
 
-def _check_vocabulary(model: nn.Module, tokens: int, where: Path) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < tokens:
-        raise ConfigError(f"the model in {where} has {rows} embeddings but the tokenizer has {tokens} tokens")
-
-
 def _curve(metrics: Path) -> list[dict[str, Any]]:
-    """Held-out bits per byte during training, from the evaluations the loop logged."""
+    """Validation bits per byte during training, from the evaluations the loop logged."""
     if not metrics.is_file():
         return []
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -164,3 +190,22 @@ def _curve(metrics: Path) -> list[dict[str, Any]]:
         for r in records
         if "bits_per_byte" in r.get("eval", {})
     ]
+
+
+def _best(
+    checkpoints: Path, curve: list[dict[str, Any]], model: nn.Module, heldout: HeldOut, final: float
+) -> dict[str, Any] | None:
+    """The checkpoint that validation would choose, and its bits per byte on the test split.
+
+    ``None`` when there was no validation, or that checkpoint is not there.  ``model`` gets its weights.
+    """
+    if not curve:
+        return None
+    step = min(curve, key=lambda point: point["bits_per_byte"])["step"]
+    if step == curve[-1]["step"]:
+        return {"step": step, "bits_per_byte": final}
+    with contextlib.suppress(CheckpointError):
+        checkpoint.verify(checkpoints / checkpoint.name_of(step))
+        checkpoint.restore_model(checkpoints / checkpoint.name_of(step), model)
+        return {"step": step, "bits_per_byte": heldout.score(model)["bits_per_byte"]}
+    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import libmoe.core.context as context
+from libmoe.core.errors import DataError
 from libmoe.data import TokenizedCorpus, eval_windows, load_corpus, load_tokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +48,19 @@ def token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.pad(nll, (1, 0))
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 class HeldOut:
     """Held-out windows of every domain, ready to be scored with any model.
 
@@ -54,12 +69,24 @@ class HeldOut:
         seq_len: tokens per window.
         per_domain: at most this many windows of each domain, evenly spaced; ``None`` for all.
         batch_size: windows per forward pass.
+
+    Attributes:
+        names: the split's domains; the side input ``domain`` of a forward pass holds numbers into this list.
+        domains: those with held-out documents.
+
+    Raises:
+        DataError: the split holds no documents.
     """
 
     def __init__(
         self, split: TokenizedSplit, seq_len: int, per_domain: int | None = None, batch_size: int = 16
     ) -> None:
-        self.domains = [d for d in split if split[d].num_documents]
+        self.names = list(split)
+        self.domains = [d for d in self.names if split[d].num_documents]
+        if not self.domains:
+            raise DataError(
+                f"the {split.name} split holds no documents, so nothing can be measured; add text to the corpus"
+            )
         self.windows: Windows = {
             d: eval_windows(split, d, seq_len, per_domain, batch_size) for d in self.domains
         }
@@ -69,20 +96,13 @@ class HeldOut:
 
         The overall number divides all bits by all bytes.  The model is left in the mode it was in.
         """
-        was_training = model.training
-        model.eval()
         found: dict[str, list[list[float]]] = {}
-        try:
-            with torch.no_grad(), context.options(recorders=recorders):
-                for domain, batches in self.windows.items():
-                    found[domain] = []
-                    for batch in batches:
-                        bits = token_nll(model, batch).double().sum(1) / math.log(2)
-                        found[domain] += [
-                            list(pair) for pair in zip(bits.tolist(), batch["num_bytes"].tolist())
-                        ]
-        finally:
-            model.train(was_training)
+        with evaluating(model), context.options(recorders=recorders):
+            for domain, batches in self.windows.items():
+                found[domain] = []
+                for batch in batches:
+                    bits = token_nll(model, batch).double().sum(1) / math.log(2)
+                    found[domain] += [list(pair) for pair in zip(bits.tolist(), batch["num_bytes"].tolist())]
         totals = {d: (sum(b for b, _ in rows), sum(n for _, n in rows)) for d, rows in found.items()}
         overall = sum(b for b, _ in totals.values()) / sum(n for _, n in totals.values())
         return {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 import libmoe.core.context as context
 from libmoe.analysis.trace import assignments
-from libmoe.eval.heldout import HeldOut, token_nll
+from libmoe.eval.heldout import HeldOut, evaluating, token_nll
 
 MAX_EXPERTS = 8
 """Experts kept per token and layer: plans that use all experts would swamp the page."""
@@ -17,10 +17,11 @@ MAX_EXPERTS = 8
 
 def sample_routing(
     model: nn.Module, tokenizer: Any, heldout: HeldOut, count: int, tokens: int = 96
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """``count`` windows from different domains: text, loss in nats and experts of each token.
 
     Each item is ``{"domain", "tokens": [{"text", "nll", "experts": {layer: [[expert, weight], ...]}}, ...]}``.
+    The texts of the tokens, put together, are the text of the window.
     """
     samples = []
     for domain in _spread(heldout.domains, count):
@@ -38,27 +39,43 @@ def sample_routing(
                     by_token.setdefault(token, []).append([expert, round(weight, 4)])
             chosen[ctx.index] = {t: sorted(e, key=lambda x: -x[1])[:MAX_EXPERTS] for t, e in by_token.items()}
 
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), context.options(recorders=[record]):
+        with evaluating(model), context.options(recorders=[record]):
             nll = token_nll(model, batch)[0].tolist()
-        model.train(was_training)
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-        special = set(tokenizer.all_special_ids)
         samples.append(
             {
                 "domain": domain,
                 "tokens": [
                     {
-                        "text": "\n" if token in special else tokenizer.decode([token]),
+                        "text": text,
                         "nll": round(nll[i], 4) if labels[i] != -100 else None,
                         "experts": {str(layer): by_token.get(i, []) for layer, by_token in chosen.items()},
                     }
-                    for i, token in enumerate(ids)
+                    for i, text in enumerate(pieces(tokenizer, ids))
                 ],
             }
         )
     return samples
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token.  The bytes of one character may be shared by tokens: the last of them shows it.
+
+    Special tokens, which end documents, become line breaks.
+    """
+    special = set(tokenizer.all_special_ids)
+    texts, begin, shown = [], 0, ""
+    for i, token in enumerate(ids):
+        if token in special:
+            texts.append("\n")
+            begin, shown = i + 1, ""
+            continue
+        text = tokenizer.decode(ids[begin : i + 1])
+        # A character whose bytes are not all there yet shows as this mark; at the end of a run it stays.
+        unfinished = text.endswith("\ufffd") and i + 1 < len(ids) and ids[i + 1] not in special
+        texts.append("" if unfinished else text[len(shown) :])
+        shown = shown if unfinished else text
+    return texts
 
 
 def _spread(domains: list[str], count: int) -> list[str]:

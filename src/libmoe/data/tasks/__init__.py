@@ -15,6 +15,11 @@ Each item has four choices and the right one is in each place equally often, so 
 * ``moe_order``: the rest of a sentence as written, against versions with two neighbouring words exchanged.
 * ``moe_definition``: what a word means; the wrong definitions belong to other words.
 
+Three scores are reported: ``acc`` (the likeliest choice), ``acc_norm`` (likeliest per character) and
+``acc_mutual_info`` (the choice whose likelihood the context raises most).  The last tells small models apart
+best, because it cancels how likely a choice is by itself; for ``moe_order``, where that is the point, look at
+``acc``.
+
 The texts come from the test split only, which shares no window of 120 characters with the training split.
 """
 

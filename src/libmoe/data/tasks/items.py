@@ -85,17 +85,26 @@ def _cut(sentence: str, count: CountTokens, words: int = 10) -> tuple[str, str] 
 def _continuations(
     domains: Mapping[str, Works], domain: str, count: CountTokens, *, other_domains: bool
 ) -> Iterator[Item]:
-    cuts = {
-        d: [(w, c) for w, s in _sentences(works, 0) if (c := _cut(s, count))] for d, works in domains.items()
-    }
-    for i, (work, (context, right)) in enumerate(cuts[domain]):
+    cuts = [
+        (name, work, *cut)
+        for name, works in domains.items()
+        for work, sentence in _sentences(works, 0)
+        if (cut := _cut(sentence, count))
+    ]
+    sizes = [count(" " + rest) for *_, rest in cuts]
+    for i, (name, work, context, right) in enumerate(cuts):
+        if name != domain:
+            continue
+        # All choices have about the same number of tokens: otherwise the shortest is mostly the likeliest.
+        near = [cut for cut, size in zip(cuts, sizes, strict=True) if abs(size - sizes[i]) <= 1]
         if other_domains:
-            others = [d for d in domains if d != domain]
-            chosen = [others[j] for j in permutation(len(others), "others", domain, i)[:3]]
-            wrong = [cuts[d][i % len(cuts[d])][1][1] for d in chosen]
+            pool = [(d, rest) for d, _, _, rest in near if d != domain]
         else:
-            pool = [rest for w, (_, rest) in cuts[domain] if w != work]
-            wrong = [pool[j] for j in permutation(len(pool), "pool", domain, i)[:3]]
+            pool = [(rest, rest) for d, w, _, rest in near if d == domain and w != work]
+        drawn: dict[str, str] = {}  # one per other domain, or one of each text
+        for j in permutation(len(pool), "pool", domain, i):
+            drawn.setdefault(*pool[j])
+        wrong = list(drawn.values())[:3]
         if len({right, *wrong}) == 4:
             yield {"context": context, "choices": [right, *wrong], "domain": domain}
 
@@ -142,7 +151,6 @@ def _definitions(works: Works, count: CountTokens) -> Iterator[Item]:
         for names, gloss in ((names, text.split(";")[0].strip()) for names, _, text in parts)
         if all(meanings[name.lower()] == 1 for name in names.split(", "))
         and 5 <= count(" " + gloss) <= CHOICE_TOKENS
-        and not _long_words(names) & _long_words(gloss)  # "shirt button: a button on a shirt"
     ]
     glosses = list(dict.fromkeys(gloss for _, gloss in entries))
     for i in permutation(len(entries), "entries"):
@@ -151,7 +159,3 @@ def _definitions(works: Works, count: CountTokens) -> Iterator[Item]:
         wrong = [same_size[j] for j in permutation(len(same_size), "glosses", names)[:3]]
         if len(wrong) == 3 and count(names) <= CONTEXT_TOKENS:
             yield {"context": f"{names}:", "choices": [right, *wrong], "domain": "dictionary"}
-
-
-def _long_words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]{4,}", text.lower()))

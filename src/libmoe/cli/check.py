@@ -1,0 +1,37 @@
+"""``libmoe check``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from libmoe.cli.output import emit_json, say, table
+from libmoe.core.config import override
+
+
+def run(method: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Exits with code 1 when a promise is broken."""
+    from libmoe.testing import ContractError, check_method
+
+    options: dict[str, Any] = {}
+    for assignment in overrides:
+        override(options, assignment)
+    passed: list[str] = []
+    failed: list[str] = []
+    try:
+        passed = check_method(method, options)
+    except ContractError as error:
+        failed = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+    if as_json:
+        emit_json({"method": method, "options": options, "passed": passed, "failed": failed})
+    else:
+        table(["", "check"], [["ok", name] for name in passed] + [["FAIL", line] for line in failed])
+        say(
+            f"{method}: {len(failed)} promises are broken"
+            if failed
+            else f"{method}: all {len(passed)} checks passed"
+        )
+    if failed:
+        raise typer.Exit(1)
