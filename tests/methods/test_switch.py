@@ -48,8 +48,8 @@ def test_loss_gradient_flows_through_P_only() -> None:
     z_TN = torch.randn(10, N, dtype=torch.double, requires_grad=True)
     balance(layer, z_TN).backward()
     p_TN = z_TN.detach().softmax(-1)
-    f_N = torch.bincount(p_TN.argmax(-1), minlength=N) / 10
-    closed_form = N / 10 * p_TN * (f_N - p_TN @ f_N.double().unsqueeze(1))
+    f_N = torch.bincount(p_TN.argmax(-1), minlength=N).double() / 10
+    closed_form = N / 10 * p_TN * (f_N - p_TN @ f_N.unsqueeze(1))
     torch.testing.assert_close(z_TN.grad, closed_form, rtol=1e-12, atol=1e-14)
 
 

@@ -161,9 +161,6 @@ class LearnsItsDenominator(ZLoss):
 
 
 class NotMemoised(BalanceLoss):
-    def _shares(self, *args: Any) -> Tensor:
-        return super()._shares(*args)
-
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
         ctx.forward._memo.clear()
         return super().compute(routing, ctx)

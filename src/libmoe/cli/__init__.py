@@ -30,14 +30,17 @@ def main() -> None:
             line = explain(error)
             if line is None:
                 raise
-            code = _fail(line)
+            code = _fail(line, 130 if line == INTERRUPTED else 2)
     sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     from libmoe.cli.app import app
 
-    return app(arguments or ["--help"], prog_name="libmoe", standalone_mode=False) or 0
+    code = app(arguments or ["--help"], prog_name="libmoe", standalone_mode=False) or 0
+    if code == 130:  # newer typer turns Ctrl-C into a silent exit
+        raise KeyboardInterrupt
+    return code
 
 
 def explain(error: Exception) -> str | None:

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(highlight=False)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
     """A line for the person at the terminal; goes to standard error, so that JSON output stays clean."""
-    notes.print(text, markup=False)
+    notes.print(text, markup=False, soft_wrap=not notes.is_terminal)  # logs keep their lines whole
 
 
 def emit_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""How often each expert was chosen within the scope of a loss."""
+"""How often each expert was chosen, and how much score it got, within the scope of a loss."""
 
 from __future__ import annotations
 
@@ -15,32 +15,48 @@ if TYPE_CHECKING:
     from libmoe.losses.base import Scope
 
 
-def frequencies(plan: SparsePlan, scope: Scope, ctx: LayerContext) -> Tensor:
-    """Assignments per real token of each expert: ``[T, N]`` for scope ``sequence``, else ``[1, N]``.
-
-    Row t describes the sequence of token t, or the whole scope.  No gradient; rows sum to the average number of
-    experts per token.  Recomputation gets the first answer again, because the step's counts have moved on.
-    """
+def real_tokens(values_TN: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor]:
+    """``values_TN`` with 0 at padding (whatever stood there), and the number of real tokens."""
     mask_T = ctx.mask_T
+    if mask_T is None:
+        return values_TN, values_TN.new_tensor(float(len(values_TN)))
+    return values_TN.masked_fill(~mask_T.unsqueeze(1), 0), mask_T.sum().to(values_TN.dtype)
+
+
+def frequencies(plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Assignments per real token of each expert, ``[G, N]``, and the group of each token, int64 ``[T]``.
+
+    Groups are the sequences for scope ``sequence``; otherwise there is one group, and ``None`` for the second.
+    No gradient; rows sum to the average number of experts per token of the group.
+    """
     if scope == "sequence":
-        return ctx.memo("frequency/sequence", lambda: _by_sequence(plan, mask_T, ctx))
-    return ctx.memo(f"frequency/{scope}", lambda: _by_step(plan, mask_T, scope, ctx))
+        group_T = ctx.sequence_T.to(plan.expert_A.device)
+        return _by_group(plan, group_T, ctx.mask_T, dtype), group_T
+    # Remembered, because by the time of a recomputation the step's counts have moved on.
+    return ctx.memo(f"frequency/{scope}", lambda: _by_step(plan, scope, ctx, dtype)), None
 
 
-def _by_sequence(plan: SparsePlan, mask_T: Tensor | None, ctx: LayerContext) -> Tensor:
-    sequence_T = ctx.sequence_T.to(plan.expert_A.device)
-    groups = int(sequence_T[-1]) + 1 if len(sequence_T) else 0
+def group_sums(values_TN: Tensor, group_T: Tensor | None, groups: int) -> Tensor:
+    """Sum of the rows of each group: ``[G, N]``."""
+    if group_T is None:
+        return values_TN.sum(0, keepdim=True)
+    return values_TN.new_zeros(groups, values_TN.shape[1]).index_add(0, group_T, values_TN)
+
+
+def _by_group(plan: SparsePlan, group_T: Tensor, mask_T: Tensor | None, dtype: torch.dtype) -> Tensor:
+    groups = int(group_T[-1]) + 1 if len(group_T) else 0
     token_A, expert_A = plan.token_A, plan.expert_A
     if mask_T is not None:
         real_A = mask_T[token_A]
         token_A, expert_A = token_A[real_A], expert_A[real_A]
-    cell_A = sequence_T[token_A] * plan.num_experts + expert_A
+    cell_A = group_T[token_A] * plan.num_experts + expert_A
     count_GN = torch.bincount(cell_A, minlength=groups * plan.num_experts).view(groups, plan.num_experts)
-    tokens_G = torch.bincount(sequence_T if mask_T is None else sequence_T[mask_T], minlength=groups)
-    return (count_GN / tokens_G.clamp_min(1).unsqueeze(1))[sequence_T]
+    tokens_G = torch.bincount(group_T if mask_T is None else group_T[mask_T], minlength=groups)
+    return count_GN.to(dtype) / tokens_G.clamp_min(1).unsqueeze(1)
 
 
-def _by_step(plan: SparsePlan, mask_T: Tensor | None, scope: Scope, ctx: LayerContext) -> Tensor:
+def _by_step(plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.dtype) -> Tensor:
+    mask_T = ctx.mask_T
     count_N = plan.load_N(mask_T)
     tokens = count_N.new_tensor(float(plan.num_tokens)) if mask_T is None else mask_T.sum().to(count_N.dtype)
     load = LayerLoad(count_N, tokens)
@@ -54,4 +70,4 @@ def _by_step(plan: SparsePlan, mask_T: Tensor | None, scope: Scope, ctx: LayerCo
                 load = statistics.seen[ctx.index]  # includes this forward: the layer counts before its losses
             if scope == "global_batch":
                 load = load.reduced()
-    return (load.count_N / load.tokens.clamp_min(1)).unsqueeze(0)
+    return (load.count_N.to(dtype) / load.tokens.to(dtype).clamp_min(1)).unsqueeze(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.losses.base import Loss, Scope
-from libmoe.losses.frequency import frequencies
+from libmoe.losses.frequency import frequencies, group_sums, real_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -47,11 +47,9 @@ class L1Loss(Loss):
         gates_TN = routing.scores_TN
         if gates_TN is None or not isinstance(routing.plan, SparsePlan):
             raise ConfigError("l1 loss needs a sparse plan and gates as scores; use it with a ReLU router")
-        penalty_TN = gates_TN
-        if self.load_weighted:
-            scale = routing.plan.num_experts / self.target_k
-            penalty_TN = gates_TN * (scale * frequencies(routing.plan, self.scope, ctx)).to(gates_TN.dtype)
-        mask_T = ctx.mask_T
-        if mask_T is None:
-            return penalty_TN.sum(), penalty_TN.new_tensor(float(len(penalty_TN)))
-        return penalty_TN.masked_fill(~mask_T.unsqueeze(1), 0).sum(), mask_T.sum().to(penalty_TN.dtype)
+        real_TN, tokens = real_tokens(gates_TN, ctx)
+        if not self.load_weighted:
+            return real_TN.sum(), tokens
+        frequency_GN, group_T = frequencies(routing.plan, self.scope, ctx, gates_TN.dtype)
+        weight_GN = routing.plan.num_experts / self.target_k * frequency_GN
+        return (weight_GN * group_sums(real_TN, group_T, len(weight_GN))).sum(), tokens

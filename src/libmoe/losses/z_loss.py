@@ -9,6 +9,7 @@ from torch import Tensor
 
 from libmoe.core.errors import ConfigError
 from libmoe.losses.base import Loss
+from libmoe.losses.frequency import real_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -23,8 +24,6 @@ class ZLoss(Loss):
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
         if routing.logits_TN is None:
             raise ConfigError("z loss needs logits; this router gives none")
-        z_T = torch.logsumexp(routing.logits_TN, dim=-1).square()
-        mask_T = ctx.mask_T
-        if mask_T is None:
-            return z_T.sum(), z_T.new_tensor(float(len(z_T)))
-        return z_T.masked_fill(~mask_T, 0).sum(), mask_T.sum().to(z_T.dtype)
+        z_T1 = torch.logsumexp(routing.logits_TN, dim=-1, keepdim=True).square()
+        real_T1, tokens = real_tokens(z_T1, ctx)
+        return real_T1.sum(), tokens

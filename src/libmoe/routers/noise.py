@@ -60,5 +60,6 @@ class LearnedNoise(Noise):
         self.weight = nn.Parameter(torch.zeros(num_experts, dim))
 
     def logits(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> Tensor:
-        size_TN = F.softplus(F.linear(x_TD.to(logits_TN.dtype), self.weight.to(logits_TN.dtype)))
+        with torch.autocast(x_TD.device.type, enabled=False):
+            size_TN = F.softplus(F.linear(x_TD.to(logits_TN.dtype), self.weight.to(logits_TN.dtype)))
         return logits_TN + size_TN * _normal(logits_TN, ctx)

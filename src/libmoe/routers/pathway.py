@@ -40,8 +40,9 @@ class TwoLayerGate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        hidden = torch.tanh(F.linear(x_TD.to(dtype), self.w_in.to(dtype)))
-        return F.linear(hidden, self.w_out.to(dtype))
+        with torch.autocast(x_TD.device.type, enabled=False):
+            hidden = torch.tanh(F.linear(x_TD.to(dtype), self.w_in.to(dtype)))
+            return F.linear(hidden, self.w_out.to(dtype))
 
 
 class PathwayRouter(TopKRouter):
@@ -98,7 +99,8 @@ class PathwayRouter(TopKRouter):
             # Zeros rather than no term: the parameter stays in the graph, as data parallelism wants.
             before_TN = torch.zeros_like(logits_TN)
         before_TN = before_TN.to(logits_TN)
-        return logits_TN + F.linear(before_TN, self.residual.to(logits_TN.dtype))
+        with torch.autocast(logits_TN.device.type, enabled=False):
+            return logits_TN + F.linear(before_TN, self.residual.to(logits_TN.dtype))
 
     def weigh(self, scores_TN: Tensor, logits_TN: Tensor, expert_TK: Tensor) -> Tensor:
         if not self.renormalise:

@@ -70,7 +70,7 @@ class SoftRouter(Router):
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
         groups, length = ctx.batch_shape
         logits_TS = self.logits(x_TD, ctx)
-        logits_GLS = logits_TS.view(groups, length, -1)
+        logits_GLS = logits_TS.view(groups, length, self.num_experts * self.slots_per_expert)
         combine_GLS = logits_GLS.softmax(dim=2)
         if ctx.mask_T is None:
             dispatch_GLS = logits_GLS.softmax(dim=1)
@@ -79,7 +79,7 @@ class SoftRouter(Router):
             # The lowest finite number, not -inf: a row that is all padding must give 0, not NaN.
             masked_GLS = logits_GLS.masked_fill(padding_GL1, torch.finfo(logits_GLS.dtype).min)
             dispatch_GLS = masked_GLS.softmax(dim=1).masked_fill(padding_GL1, 0.0)
-        scores_TN = combine_GLS.reshape(groups * length, self.num_experts, -1).sum(dim=-1)
+        scores_TN = combine_GLS.reshape(groups * length, self.num_experts, self.slots_per_expert).sum(dim=-1)
         return Routing(SoftPlan(dispatch_GLS, combine_GLS, self.num_experts), logits_TS, scores_TN)
 
     def expected_load(self) -> list[float]:
