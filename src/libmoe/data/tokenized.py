@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from libmoe.core.errors import DataError, nearest
+from libmoe.core.files import write_atomically
 from libmoe.data.corpus import Corpus
 from libmoe.data.files import cache_dir as default_cache_dir
-from libmoe.data.files import write_atomically
 from libmoe.data.tokenizer import document_tokens, tokenizer_fingerprint
 
 if TYPE_CHECKING:

@@ -138,7 +138,13 @@ def register_method(
         exact_upcycling: N copies of a dense FFN give the dense output (gates sum to 1).
         facts: further declarations, for example ``causal=False``.
     """
-    return METHODS.register(Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts))
+    enter = METHODS.register(Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts))
+
+    def register(cls: M) -> M:
+        enter(cls)
+        return cls
+
+    return register
 
 
 def create(name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Method:

@@ -104,10 +104,10 @@ class TopKRouter(Router):
         return keep_within(expert_TK, capacity_N, mask_T, self.priority)
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        noisy = self.training and self.noise is not None
-        logits_TN = self.logits(self.noise.inputs(x_TD, ctx) if noisy else x_TD, ctx)
-        if noisy:
-            logits_TN = self.noise.logits(logits_TN, x_TD, ctx)
+        noise = self.noise if self.training else None
+        logits_TN = self.logits(x_TD if noise is None else noise.inputs(x_TD, ctx), ctx)
+        if noise is not None:
+            logits_TN = noise.logits(logits_TN, x_TD, ctx)
         scores_TN = self.score(logits_TN)
         expert_TK = ctx.memo("select", lambda: self.select(scores_TN.detach(), ctx))
         weight_TK = self.weigh(scores_TN, logits_TN, expert_TK)

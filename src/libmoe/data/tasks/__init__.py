@@ -30,7 +30,8 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from libmoe.data.files import cache_dir, write_atomically
+from libmoe.core.files import write_atomically
+from libmoe.data.files import cache_dir
 
 TASKS = ("moe_continue", "moe_domain", "moe_cloze", "moe_order", "moe_definition")
 GROUP = "libmoe_embedded"
