@@ -50,7 +50,7 @@ def run_tasks(
         try:
             import lm_eval
             from lm_eval.models.huggingface import HFLM
-            from lm_eval.tasks import TaskManager, get_task_dict
+            from lm_eval.tasks import TaskManager
         except ImportError:
             raise ConfigError(
                 "zero-shot tasks need lm-evaluation-harness: pip install 'libmoe[eval]'"
@@ -66,12 +66,13 @@ def run_tasks(
         for request in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             silent = partial(getattr(scorer, request), disable_tqdm=not sys.stderr.isatty())
             setattr(scorer, request, silent)
+        load = getattr(manager, "load", None) or manager.load_task_or_group  # older releases
         try:
-            loaded = get_task_dict(list(tasks), manager)
+            loaded = load(list(tasks))
         except Exception as error:  # no network, not in the cache, a data set that wants to run code, ...
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"the data of {', '.join(tasks)} cannot be had: {reason}") from error
-        for task in _leaves(loaded):
+        for task in _leaves(loaded.get("tasks", loaded)):
             task.set_fewshot_seed(FEWSHOT_SEED)
         # Not simple_evaluate: that also lists the packages and the git state of this machine, which takes longer than
         # a small task and complains where there is no repository.
