@@ -7,7 +7,7 @@ import torch
 from libmoe.analysis import TraceRecorder, read_trace
 from libmoe.core.context import ForwardContext, install, options
 from libmoe.core.errors import DataError
-from libmoe.core.plan import SoftPlan, SparsePlan
+from libmoe.core.plan import MergePlan, SoftPlan, SparsePlan
 from libmoe.core.routing import Routing
 from libmoe.core.site import Site
 from libmoe.methods import create
@@ -54,6 +54,15 @@ def test_soft_plans_give_the_mass_of_every_pair():
     columns = trace.columns()
     assert len(columns["expert"]) == 3 * 2
     assert columns["weight"].sum() == pytest.approx(3.0, rel=1e-5)
+
+
+def test_merging_plans_give_the_gates_of_each_tokens_group():
+    gate_GN = torch.tensor([[0.75, 0.25], [0.0, 1.0]])
+    trace = TraceRecorder()
+    trace(ForwardContext().layer(0, (2, 2), False), Routing(MergePlan(gate_GN, num_tokens=4)))
+    columns = trace.columns()
+    assert columns["expert"].tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
+    np.testing.assert_allclose(columns["weight"], [0.75, 0.25, 0.75, 0.25, 1, 0, 1, 0])
 
 
 def test_file_round_trip_with_side_columns_through_a_real_model(tmp_path):

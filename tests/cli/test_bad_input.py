@@ -43,7 +43,10 @@ QUICK = ("--set", "train.steps=3", "--set", "train.warmup_steps=1")
         (["bench", "quickstart", "--set", "match=activ_params"], ["match", "'active_params'"]),
         (["bench", "quickstart", "--set", "baseline=dens"], ["entry 'dens'", "'dense'"]),
         (["bench", "quickstart", "--set", "recipe.train.lrr=1"], ["recipe.train.lrr", "'lr'"]),
-        (["bench", "quickstart", "--set", "recipe.method.options.top_k=1"], ["recipe.method.options", "entries"]),
+        (
+            ["bench", "quickstart", "--set", "recipe.method.options.top_k=1"],
+            ["recipe.method.options", "entries"],
+        ),
         (["eval", "nowhere"], ["nowhere", "run folder"]),
         (["analyze", "nowhere"], ["nowhere", "run folder"]),
         (["report", "nowhere"], ["results.json", "nowhere"]),
@@ -89,7 +92,9 @@ def test_a_file_that_is_no_recipe_or_grid(command: str, text: str, libmoe: Libmo
 
 def test_an_empty_corpus(libmoe: Libmoe, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n\n")
-    line = libmoe("train", "tiny", "--set", f"data.source={tmp_path / 'empty.txt'}", "--out", tmp_path / "run").error()
+    line = libmoe(
+        "train", "tiny", "--set", f"data.source={tmp_path / 'empty.txt'}", "--out", tmp_path / "run"
+    ).error()
     assert "empty.txt" in line
 
 
@@ -146,7 +151,9 @@ def test_a_folder_of_another_run_is_refused_and_kept(libmoe: Libmoe, run_dir: Pa
     before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"}
     line = libmoe("train", "tiny", "--set", "train.steps=9", "--out", run_dir).error()
     assert "train.steps was 3, now 9" in line and "--overwrite" in line
-    assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"
+    }
 
 
 def test_a_folder_without_model_or_tokenizer(libmoe: Libmoe, run_dir: Path, tmp_path: Path) -> None:
@@ -158,12 +165,19 @@ def test_a_folder_without_model_or_tokenizer(libmoe: Libmoe, run_dir: Path, tmp_
 
 
 def test_an_unknown_task_names_the_nearest(libmoe: Libmoe, run_dir: Path) -> None:
-    assert "'moe_clozee'; did you mean 'moe_cloze'?" in libmoe("eval", run_dir, "--task", "moe_clozee").error()
+    assert (
+        "'moe_clozee'; did you mean 'moe_cloze'?" in libmoe("eval", run_dir, "--task", "moe_clozee").error()
+    )
 
 
 def test_zero_is_refused_where_it_means_nothing(libmoe: Libmoe, run_dir: Path) -> None:
-    assert "eval.windows_per_domain must be at least 1, got 0" in libmoe("eval", run_dir, "--windows", 0).error()
-    assert "eval.windows_per_domain must be at least 1, got 0" in libmoe("analyze", run_dir, "--windows", 0).error()
+    assert (
+        "eval.windows_per_domain must be at least 1, got 0" in libmoe("eval", run_dir, "--windows", 0).error()
+    )
+    assert (
+        "eval.windows_per_domain must be at least 1, got 0"
+        in libmoe("analyze", run_dir, "--windows", 0).error()
+    )
 
 
 def test_a_path_that_cannot_be_written(libmoe: Libmoe, tmp_path: Path) -> None:
@@ -273,7 +287,18 @@ def test_a_plugin_that_raises_in_training_is_named_with_its_line(
     libmoe: Libmoe, plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = plugin("raises", "def score(self, logits_TN):\n    return logits_TN @ torch.ones(3, 3)")
-    run = ("train", "tiny", *QUICK, "-q", "--plugin", file, "--set", "method.name=raises", "--out", tmp_path / "run")
+    run = (
+        "train",
+        "tiny",
+        *QUICK,
+        "-q",
+        "--plugin",
+        file,
+        "--set",
+        "method.name=raises",
+        "--out",
+        tmp_path / "run",
+    )
     line = libmoe(*run).error()
     assert "raises.py:9 failed: RuntimeError" in line and "LIBMOE_DEBUG=1" in line
     monkeypatch.setenv("LIBMOE_DEBUG", "1")

@@ -67,6 +67,9 @@ except SystemExit:
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        f"{sys.executable} -m libmoe papers --json | head -c 10", shell=True, capture_output=True, env=environment
+        f"{sys.executable} -m libmoe papers --json | head -c 10",
+        shell=True,
+        capture_output=True,
+        env=environment,
     )
     assert len(done.stdout) == 10 and done.stderr == b""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,24 +57,35 @@ def test_positions_restart_at_every_document(tokenized):
     assert set(np.diff(positions)[np.diff(positions) != 1]) == set((1 - np.diff(stream.offsets))[:-1])
 
 
-def _build(corpus, tokenizer, folder, barrier, results):
-    barrier.wait()
-    built = TokenizedCorpus.build(corpus, tokenizer, cache_dir=folder, progress=False)
-    results.put(int(built["train"]["novel"].ids.sum(dtype=np.int64)))
+BUILD = """
+import sys, time
+from pathlib import Path
+from libmoe.data import Corpus, TokenizedCorpus, load_tokenizer
+
+text, folder = Path(sys.argv[1]), Path(sys.argv[2])
+documents = text.read_text(encoding="utf-8").split("\\0")
+corpus = Corpus.from_documents({"novel": documents})
+tokenizer = load_tokenizer("embedded")
+(folder / f"ready-{sys.argv[3]}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+built = TokenizedCorpus.build(corpus, tokenizer, cache_dir=folder, progress=False)
+print(int(built["train"]["novel"].ids.sum()), built.key)
+"""
 
 
-def test_two_processes_building_at_once_leave_one_good_cache(corpus, tokenizer, tokenized, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    arguments = (corpus, tokenizer, tmp_path, barrier, results)
-    workers = [context.Process(target=_build, args=arguments) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    expected = int(tokenized["train"]["novel"].ids.sum(dtype=np.int64))
-    assert [results.get(timeout=60) for _ in workers] == [expected] * 2
-    for worker in workers:
-        worker.join()
-    assert [f.name for f in (tmp_path / "tokens").iterdir()] == [f"{tokenized.key[:32]}.npz"]
+def test_two_processes_building_at_once_leave_one_good_cache(corpus, tmp_path):
+    text = tmp_path / "documents.txt"
+    text.write_text("\0".join(corpus["train"]["novel"]), encoding="utf-8")
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD, str(text), str(tmp_path), str(i)], stdout=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    answers = [builder.communicate(timeout=120)[0].split() for builder in builders]
+    assert answers[0] == answers[1]
+    assert [f.name for f in (tmp_path / "tokens").iterdir()] == [f"{answers[0][1][:32]}.npz"]
 
 
 def test_cache_is_used_and_keyed_by_corpus_and_tokenizer(corpus, tokenizer, tmp_path, monkeypatch):
