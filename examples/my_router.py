@@ -1,9 +1,12 @@
-"""A router of your own in one file.  Compare it with the baselines:
+"""A router of your own in one file.  Check it, then compare it with the baselines:
 
+libmoe check logit-norm --plugin examples/my_router.py
 libmoe bench quickstart --plugin examples/my_router.py --add logit-norm --out runs/mine
 """
 
 from dataclasses import dataclass
+
+import torch.nn.functional as F
 
 import libmoe
 from libmoe.routers import TopKRouter
@@ -13,8 +16,7 @@ class LogitNormRouter(TopKRouter):
     """Top-k over logits that are standardised for each token, so that no token is routed with more confidence."""
 
     def score(self, logits_TN):
-        centred_TN = logits_TN - logits_TN.mean(dim=-1, keepdim=True)
-        return (centred_TN / (centred_TN.std(dim=-1, keepdim=True, correction=0) + 1e-6)).softmax(dim=-1)
+        return F.layer_norm(logits_TN, (self.num_experts,)).softmax(dim=-1)
 
 
 @libmoe.register_method("logit-norm", summary="top-k over standardised logits (example)")

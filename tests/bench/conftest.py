@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from libmoe.bench import Grid, load_grid
+from libmoe.core.plugins import load_plugin
+from libmoe.methods import METHODS
 
 RECIPE: dict[str, Any] = {
     "backbone": {
@@ -82,14 +84,20 @@ method("slow", lambda: time.sleep(0.3))
 '''
 
 
-@pytest.fixture(scope="session")
-def misfits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from libmoe.core.plugins import load_plugin
-
+@pytest.fixture(scope="module")
+def misfits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     file = tmp_path_factory.mktemp("plugins") / "misfits.py"
     file.write_text(MISFITS)
+    before = dict(METHODS._entries)
     load_plugin(file)
-    return file
+    yield file
+    METHODS._entries = before
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after each test what its own plugins registered."""
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def screen(table: LiveTable, width: int, height: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     table.console = console
     console.print(table.render())
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return console.file.getvalue().splitlines()
 
 
 def test_eighteen_cells_fit_eighty_columns_and_twenty_four_lines(specs: list[CellSpec]) -> None:
@@ -84,4 +84,4 @@ def test_a_terminal_gets_the_table(specs: list[CellSpec], mini: Callable[..., Gr
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
     with LiveTable(specs, {}, console=console) as table:
         table.started(specs[0])
-    assert "dense-wide" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "dense-wide" in console.file.getvalue()

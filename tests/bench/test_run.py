@@ -19,6 +19,7 @@ import pytest
 
 from libmoe.bench import Grid, run_grid
 from libmoe.bench.cell import ROW_KEYS
+from libmoe.cli import main
 from libmoe.core.errors import ConfigError, LibMoEError
 from libmoe.core.files import hold
 from libmoe.core.plugins import load_plugin
@@ -128,7 +129,22 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_once(finished: Finished) ->
     assert "was killed (SIGKILL), twice" in rows["doomed"]["error"]
 
 
-def test_workers_keep_to_their_logs(finished: Finished, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_in_the_report_and_in_the_exit_code(
+    finished: Finished, grid_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finished.folder is not None
+    monkeypatch.setattr("libmoe.bench.run_grid", lambda *arguments, **options: finished.folder)
+    monkeypatch.setattr(
+        sys, "argv", ["libmoe", "bench", str(grid_file("dense")), "--out", str(finished.folder)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    page = (finished.folder / "report.html").read_text()
+    assert "this router does not work" in page and "SIGKILL" in page
+
+
+def test_workers_keep_to_their_logs(finished: Finished) -> None:
     assert finished.folder is not None
     logs = "".join(file.read_text() for file in finished.folder.glob("worker-*.log"))
     assert "--- dense seed 0" in logs and "--- doomed seed 0" in logs
@@ -203,6 +219,12 @@ def test_a_damaged_mark_or_result_is_said_or_mended(done: Path, mini: Mini) -> N
     (done / "grid.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"grid\.json is damaged"):
         run_grid(mini("dense", "smoe"), done, say=say_nothing, live=False)
+
+
+def test_the_folder_of_a_run_is_refused(mini: Mini, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x")
+    with pytest.raises(ConfigError, match="holds a run, not a comparison"):
+        run_grid(mini("dense", "smoe"), tmp_path, say=say_nothing, live=False)
 
 
 def test_a_folder_in_use_is_refused(done: Path, mini: Mini) -> None:

@@ -307,6 +307,7 @@ def test_a_plugin_that_raises_in_training_is_named_with_its_line(
 
 
 def test_a_run_of_a_plugin_tells_how_to_go_on(libmoe: Libmoe, plugin: Any, tmp_path: Path) -> None:
+    assert "needs --plugin FILE.py" in libmoe("methods", "fine").error()
     file = plugin("fine", "pass")
     run = tmp_path / "run"
     outcome = libmoe(

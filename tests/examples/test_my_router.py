@@ -102,7 +102,7 @@ def test_it_is_compared_with_smoe_under_one_budget(libmoe: Libmoe, tmp_path: Pat
 
 
 def test_a_version_that_looks_ahead_is_caught(example: ModuleType) -> None:
-    class LooksAhead(example.LogitNormRouter):  # type: ignore[misc, name-defined]
+    class LooksAhead(example.LogitNormRouter):
         def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
             batch, length = ctx.batch_shape
             ahead_BLD = x_TD.view(batch, length, -1).roll(-1, dims=1)

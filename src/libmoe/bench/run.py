@@ -119,6 +119,8 @@ def _claim(folder: Path, grid: Grid) -> dict[str, Any]:
         ConfigError: it holds a comparison under another recipe or budget, or another entry of the same name.
     """
     mark, mine = folder / "grid.json", to_dict(grid)
+    if (folder / "recipe.yaml").exists():
+        raise ConfigError(f"{folder} holds a run, not a comparison; choose another --out")
     del mine["workers"]
     mine["entries"] = {entry["key"]: entry for entry in mine["entries"]}
     theirs = mine

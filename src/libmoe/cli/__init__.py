@@ -12,7 +12,7 @@ from typing import Any
 
 INTERRUPTED = "interrupted; run the same command again to go on from what is saved"
 DEBUG = "LIBMOE_DEBUG"
-"""Environment variable that shows the stack trace of an error in a plugin."""
+"""Environment variable that shows the stack trace of every error."""
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
             code = 1
         except Exception as error:
             line = explain(error)
-            if line is None:
+            if line is None or os.environ.get(DEBUG):
                 raise
             code = _fail(line, 130 if line == INTERRUPTED else 2)
     sys.exit(code)
@@ -49,13 +49,14 @@ def explain(error: Exception) -> str | None:
     from libmoe.core.plugins import blame, describe
 
     if isinstance(error, LibMoEError):
-        return str(error)
+        forgotten = "unknown method" in str(error) and "--plugin" not in sys.argv
+        return f"{error}; one of your own needs --plugin FILE.py" if forgotten else str(error)
     if hasattr(error, "format_message"):  # typer's or click's own class, which differs between releases
         return _usage(error)
     if type(error).__name__ == "Abort":
         return INTERRUPTED
     place = blame(error)
-    if place is not None and not os.environ.get(DEBUG):
+    if place is not None:
         return f"plugin {place} failed: {describe(error)} ({DEBUG}=1 shows the stack trace)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or "the output folder"

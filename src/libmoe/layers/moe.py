@@ -12,7 +12,7 @@ from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router, Routing
 from libmoe.estimators.base import Estimator
 from libmoe.experts.base import Experts
-from libmoe.losses.base import Loss, attach, total_units
+from libmoe.losses.base import Loss
 
 
 class MoELayer(nn.Module):
@@ -68,20 +68,10 @@ class MoELayer(nn.Module):
         routing = self.route(x_TD, ctx)
         y_TD = self.execute(x_TD, routing)
         if self.training and torch.is_grad_enabled():
-            y_TD = self._attach_losses(y_TD, routing, ctx)
+            for loss in self.losses:
+                if loss.coefficient > 0:
+                    y_TD = loss.attach_to(y_TD, routing, ctx)
         return y_TD.reshape(hidden_states.shape)
-
-    def _attach_losses(self, y_TD: Tensor, routing: Routing, ctx: LayerContext) -> Tensor:
-        opts = ctx.forward.options
-        for loss in self.losses:
-            if loss.coefficient > 0:
-                numerator, denominator = loss.compute(routing, ctx)
-                if opts.statistics is not None and not ctx.forward.recomputing:
-                    opts.statistics.add_loss(self.index, loss.name, numerator, denominator)
-                value = loss.coefficient * numerator / total_units(loss.unit, denominator, ctx)
-                if value.requires_grad:
-                    y_TD = attach(y_TD, value, ctx.forward.loss_gradient)
-        return y_TD
 
     def _observe(self, routing: Routing, ctx: LayerContext) -> None:
         opts = ctx.forward.options

@@ -56,6 +56,19 @@ class Loss:
         """``(numerator, denominator)``, both scalars; only the numerator carries a gradient."""
         raise NotImplementedError(f"{type(self).__name__} defines no compute()")
 
+    def attach_to(self, y_TD: Tensor, routing: Routing, ctx: LayerContext) -> Tensor:
+        """The layer's output with this loss attached to it.
+
+        Override it for a loss that depends on the gradient of the main loss at the output, token by token: an
+        autograd function put here sees that gradient in its backward pass.
+        """
+        numerator, denominator = self.compute(routing, ctx)
+        statistics = ctx.forward.options.statistics
+        if statistics is not None and not ctx.forward.recomputing:
+            statistics.add_loss(ctx.index, self.name, numerator, denominator)
+        value = self.coefficient * numerator / total_units(self.unit, denominator, ctx)
+        return attach(y_TD, value, ctx.forward.loss_gradient) if value.requires_grad else y_TD
+
     @property
     def needs_step_counts(self) -> bool:
         """Whether the loss uses loads of the whole optimiser step."""
