@@ -75,7 +75,7 @@ def run_grid(
                 todo, _workers(grid), folder, started=table.started, finished=finished, tick=table.refresh
             )
     failed = [row for row in rows.values() if row["status"] != "ok"]
-    for row in failed:
+    for row in failed if table.live is not None else []:  # without a table each has been said
         say(f"{row['method']} seed {row['seed']} failed: {row['error']}")
     if len(failed) == len(specs):
         raise LibMoEError(f"every cell failed; the first says: {failed[0]['error']}")

@@ -104,7 +104,7 @@ def load_corpus(
         raise DataError(f"heldout={heldout} is not a fraction between 0 and 0.5")
     name = str(source)
     if name == "embedded":
-        corpus = embedded.load_embedded(domains)
+        corpus = Corpus(name, *embedded.load_embedded(domains))
     elif name.startswith("hf:"):
         found = sources.read_hub(name, split, text_field, domain_field)
         corpus = Corpus(name, complete_splits(found, name, heldout))

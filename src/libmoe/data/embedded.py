@@ -17,7 +17,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from libmoe.core.errors import DataError
-from libmoe.data.corpus import Corpus
 from libmoe.data.overlap import overlaps
 from libmoe.data.splitting import SPLITS, content_hash, split_document
 
@@ -31,8 +30,10 @@ _SKIPPED_FOLDERS = frozenset(
 )
 
 
-def load_embedded(domains: Sequence[str] | None = None) -> Corpus:
-    """Load the embedded corpus; unneeded domains are not read.
+def load_embedded(
+    domains: Sequence[str] | None = None,
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, str]]:
+    """Documents by split and domain, and licences by domain; unneeded domains are not read.
 
     Raises:
         DataError: a file of the pack is damaged, or ``code`` is wanted and this Python has no library source.
@@ -52,7 +53,7 @@ def load_embedded(domains: Sequence[str] | None = None) -> Corpus:
         for split in SPLITS:
             splits[split][domain] = documents[split]
         licences[domain] = manifest[domain]["licence"] if domain in manifest else "PSF-2.0 (your own Python)"
-    return Corpus("embedded", splits, licences)
+    return splits, licences
 
 
 def _read_domain(data: bytes, domain: str, sha256: str) -> dict[str, list[str]]:
