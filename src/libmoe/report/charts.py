@@ -16,7 +16,8 @@ from libmoe.report.bars import load_scale
 from libmoe.report.lines import value_range
 from libmoe.report.numbers import fixed, percent, tick_si
 from libmoe.report.palette import SERIES, slot
-from libmoe.report.svg import Method, decades, fit, name_of, spread, ticks
+from libmoe.report.sheets import coloured_text, comparison_table, plain
+from libmoe.report.svg import Method, decades, name_of, spread, ticks
 from libmoe.report.words import label_of
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ def figures(summary: Summary) -> dict[str, bytes]:
         return {}
     drawn: dict[str, bytes] = {}
     painters: dict[str, Callable[[Summary], Figure | None]] = {
+        "comparison": comparison_table,
         "difference": _difference,
         "learning_curves": _learning_curves,
         "load": _load,
         "specialisation": _specialisation,
+        "text": coloured_text,
         "domains": _domains,
         "cost": _cost,
     }
@@ -61,11 +64,6 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def _plain(text: str, most: int = 40) -> str:
-    """Keep matplotlib from reading mathematics into a name."""
-    return fit(text, most * 7.4).replace("$", r"\$")
 
 
 def _colour(method: Method) -> str:
@@ -98,7 +96,7 @@ def _difference(summary: Summary) -> Figure | None:
             axes.plot([d["low"], d["high"]], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
         sure = method["verdict"] in ("better", "worse")
         axes.plot(d["mean"], y, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
-    axes.set_yticks(range(len(methods)), [_plain(name_of(method)) for method in methods], color=INK)
+    axes.set_yticks(range(len(methods)), [plain(name_of(method)) for method in methods], color=INK)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_xlabel(
         "bits per byte against the baseline (left is better), 95 % interval", color=MUTED, fontsize=9
@@ -129,7 +127,7 @@ def _learning_curves(summary: Summary) -> Figure | None:
             axes.fill_between(s["tokens"], s["low"], s["high"], color=colour, alpha=0.14, linewidth=0)
             axes.plot(
                 s["tokens"], s["mean"], color=colour, linestyle=_line(method), linewidth=1.6,
-                label=_plain(name_of(method)),
+                label=plain(name_of(method)),
             )  # fmt: skip
         axes.set_ylim(*value_range(series))
         axes.set_title(title, fontsize=10, loc="left", color=INK)
@@ -157,7 +155,7 @@ def _load(summary: Summary) -> Figure | None:
     for row, run in zip(panels, runs, strict=True):
         for axes in row:
             axes.set_axis_off()
-        title = _plain(label_of(summary, run["method"]), 26)
+        title = plain(label_of(summary, run["method"]), 26)
         row[0].text(
             -0.08, 0.5, title, transform=row[0].transAxes, ha="right", va="center", fontsize=9, color=INK
         )
@@ -168,7 +166,7 @@ def _load(summary: Summary) -> Figure | None:
             axes.axhline(0.0, color=MUTED, linewidth=0.8)
             axes.set_ylim(0, scale)
             words = f"layer {layer['layer']} · entropy {fixed(layer['normalised_entropy'])}"
-            axes.set_title(_plain(words), fontsize=8, color=MUTED, loc="left", pad=3)
+            axes.set_title(plain(words), fontsize=8, color=MUTED, loc="left", pad=3)
     return figure
 
 
@@ -189,7 +187,7 @@ def _specialisation(summary: Summary) -> Figure | None:
         for x, share in enumerate(shares):
             colour = "white" if share > 0.6 * greatest else INK
             axes.text(x, y, percent(share, 0), ha="center", va="center", fontsize=8, color=colour)
-    axes.set_yticks(range(len(domains)), [_plain(domain, 24) for domain in domains])
+    axes.set_yticks(range(len(domains)), [plain(domain, 24) for domain in domains])
     axes.set_xticks(range(0, experts, 1 if experts <= 24 else 4))
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
@@ -197,7 +195,7 @@ def _specialisation(summary: Summary) -> Figure | None:
     label = label_of(summary, found["method"])
     title = f"{label}, layer {found['layer']}, seed {found['seed']}"
     information = f"mutual information {fixed(found['mutual_information_bits'], 2)} bits"
-    axes.set_title(f"{_plain(title, 60)}\n{information}", fontsize=10, loc="left", color=INK)
+    axes.set_title(f"{plain(title, 60)}\n{information}", fontsize=10, loc="left", color=INK)
     return figure
 
 
@@ -227,8 +225,8 @@ def _domains(summary: Summary) -> Figure | None:
             axes.text(
                 x, y, fixed(method["domains"].get(name)), ha="center", va="center", fontsize=9, color=INK
             )
-    axes.set_yticks(range(len(methods)), [_plain(name_of(method), 34) for method in methods])
-    axes.set_xticks(range(len(names)), [_plain(name, 14) for name in names])
+    axes.set_yticks(range(len(methods)), [plain(name_of(method), 34) for method in methods])
+    axes.set_xticks(range(len(names)), [plain(name, 14) for name in names])
     axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("bits per byte; blue: below the baseline, orange: above it", fontsize=9, color=MUTED)
@@ -264,7 +262,7 @@ def _cost(summary: Summary) -> Figure | None:
     labels = spread(values, 0.047 * (high - low), low + 0.03 * (high - low), high - 0.03 * (high - low))
     for method, x, value, y in zip(methods, xs, values, labels, strict=True):
         axes.annotate(
-            _plain(name_of(method)), (x, value), (1.02, y), textcoords=axes.get_yaxis_transform(), fontsize=9,
+            plain(name_of(method)), (x, value), (1.02, y), textcoords=axes.get_yaxis_transform(), fontsize=9,
             va="center", color=INK, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": _colour(method), "alpha": 0.5, "linewidth": 0.8},
         )  # fmt: skip
