@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from libmoe.core.errors import CheckpointError, ConfigError, TrainingError
+from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.train import train
 from libmoe.train.checkpoint import list_steps
 from libmoe.train.recipe import Recipe
@@ -144,7 +144,7 @@ def test_two_processes_cannot_train_in_one_folder(recipe: Make, start: Any, tmp_
     run = tmp_path / "run"
     process = start(recipe("train.steps=100000"), run)
     wait_for(lambda: len(lines(run)) >= 1, process)
-    with pytest.raises(TrainingError, match="in use by another process"):
+    with pytest.raises(ConfigError, match="in use by another process"):
         train(recipe("train.steps=100000"), run, quiet=True)
 
 

@@ -201,6 +201,7 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
     import transformers
 
     import libmoe
+    from libmoe.data.tasks import CHANCE, TASKS
     from libmoe.eval import corpus_facts
 
     recipe = grid.recipe
@@ -214,6 +215,7 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
         "seq_len": recipe.data.seq_len,
         "batch_size": recipe.train.batch_size,
         "backbone": to_dict(recipe.backbone),
+        "task_chance": {task: CHANCE for task in recipe.eval.tasks if task in TASKS},
         "mismatch": {key: m.residual for key, m in sizes.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(

@@ -23,7 +23,7 @@ def run(method: str, overrides: Sequence[str], as_json: bool) -> None:
     try:
         passed = check_method(method, options)
     except ContractError as error:
-        failed = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+        passed, failed = error.passed, error.failed
     if as_json:
         emit_json({"method": method, "options": options, "passed": passed, "failed": failed})
     else:

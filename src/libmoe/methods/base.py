@@ -40,12 +40,14 @@ class Method:
     """Options every method has, and the default composition: FFN experts, balance and z losses.
 
     Attributes:
-        num_experts, top_k: N routed experts, K per token.
+        num_experts: N, how many routed experts there are.
+        top_k: K, how many of them a token uses.
         expert_hidden: hidden width of an expert; ``None`` takes the dense FFN's width divided by K, so that a
             token's active FFN parameters equal the dense layer's.  Upcycling copies need the dense width.
         shared_hidden: hidden width of an always-on shared expert; 0 for none.
         shared_gate: scale the shared expert's output by ``sigmoid(w . x)`` (Qwen2-MoE).
-        balance, balance_scope: coefficient and scope of the load-balancing loss.
+        balance: coefficient of the load-balancing loss; 0 is off.
+        balance_scope: tokens that are balanced together: ``sequence``, ``micro_batch``, ``rank``, ``global_batch``.
         z_loss: coefficient of the router z-loss.
         estimator: gradient estimator, ``none`` or ``straight-through``.
     """

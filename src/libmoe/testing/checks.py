@@ -10,7 +10,17 @@ from torch import Tensor
 
 
 class ContractError(AssertionError):
-    """A part breaks promises of its contract; the text has one line for each."""
+    """A part breaks promises of its contract; the text has one line for each.
+
+    Attributes:
+        passed: names of the checks that held.
+        failed: ``name: what happened`` of those that did not.
+    """
+
+    def __init__(self, subject: str, passed: list[str], failed: list[str]) -> None:
+        lines = "".join(f"\n  - {line}" for line in failed)
+        super().__init__(f"{subject}: {len(failed)} of {len(failed) + len(passed)} checks failed{lines}")
+        self.passed, self.failed = passed, failed
 
 
 class Skip(Exception):  # noqa: N818 - not an error
@@ -50,9 +60,7 @@ class Checks:
     def finish(self) -> list[str]:
         """Names of the checks that passed.  Raises ContractError if any failed."""
         if self.failed:
-            total = len(self.failed) + len(self.passed)
-            lines = "".join(f"\n  - {line}" for line in self.failed)
-            raise ContractError(f"{self.subject}: {len(self.failed)} of {total} checks failed{lines}")
+            raise ContractError(self.subject, self.passed, self.failed)
         return self.passed
 
 

@@ -17,16 +17,11 @@ import torch
 import yaml
 
 from libmoe.core.config import to_dict
-from libmoe.core.errors import ConfigError, TrainingError
-from libmoe.core.files import write_json
+from libmoe.core.errors import ConfigError
+from libmoe.core.files import hold, write_json
 from libmoe.train.files import remove_folder
 from libmoe.train.parallel import World
 from libmoe.train.recipe import Recipe, save_recipe
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
-    fcntl = None  # type: ignore[assignment]
 
 # What training and evaluation write; `overwrite` removes these and touches nothing else.
 FILES = ("recipe.yaml", "env.json", "metrics.jsonl", "timing.jsonl", "result.json", "eval.json", "trace.parquet")
@@ -62,18 +57,18 @@ class RunFolder:
 
     Raises:
         ConfigError: the folder belongs to another recipe (names the first key that differs).
-        TrainingError: another process is training in it.
+            Or another process is training in it.
     """
 
     def __init__(self, path: Path, recipe: Recipe, world: World, overwrite: bool = False) -> None:
         self.path, self.recipe, self.world, self.overwrite = path, recipe, world, overwrite
         self.checkpoints, self.model, self.result_file = path / "checkpoints", path / "model", path / "result.json"
-        self._lock: int | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
         try:
             if self.world.is_main:
-                self._take_lock()
+                self._held.enter_context(hold(self.path))
             self.world.barrier()
             if not self.overwrite:
                 self._compare()
@@ -81,12 +76,12 @@ class RunFolder:
                 self._clear()
             self.world.barrier()  # nobody goes on before all have compared
         except BaseException:
-            self._release_lock()
+            self._held.close()
             raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._release_lock()
+        self._held.close()
 
     def begin(self) -> list[str]:
         """The set-up has succeeded: from now on the folder belongs to this recipe (main rank only).
@@ -103,21 +98,6 @@ class RunFolder:
         remove_folder(self.model)
         difference = first_difference(before, now)
         return [f"{difference} since this run began: results may differ in the last digits"] if difference else []
-
-    def _take_lock(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            return
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it even after kill -9
-        except OSError:
-            raise TrainingError(f"{self.path} is in use by another process; wait or choose another folder") from None
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _compare(self) -> None:
         stored = self.path / "recipe.yaml"

@@ -35,6 +35,7 @@ from libmoe.data.files import cache_dir
 
 TASKS = ("moe_continue", "moe_domain", "moe_cloze", "moe_order", "moe_definition")
 GROUP = "libmoe_embedded"
+CHANCE = 0.25  # every item has four choices
 
 
 def task_dir(folder: str | Path | None = None) -> Path:
