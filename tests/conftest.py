@@ -45,7 +45,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def cache_dir() -> Path:
-    """The folder LIBMOE_CACHE points to in this session; removed when the session ends."""
+    """The folder LIBMOE_CACHE points to while the tests run; removed when they end."""
     folder = Path(os.environ["LIBMOE_CACHE"])
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from libmoe.core.errors import ConfigError
-from libmoe.train.recipe import Recipe, TrainConfig, load_recipe, micro_batches, packaged_recipes, save_recipe
+from libmoe.train.recipe import Recipe, TrainConfig, load_recipe, micro_batches, packaged, save_recipe
 
 
-@pytest.mark.parametrize("name", sorted(packaged_recipes()))
+@pytest.mark.parametrize("name", sorted(packaged("recipes")))
 def test_packaged_recipes_are_valid(name: str) -> None:
     assert load_recipe(name).name == name
 
@@ -22,7 +22,7 @@ def test_a_saved_recipe_reads_back_equal(recipe: Callable[..., Recipe], tmp_path
 
 
 def test_a_recipe_file_is_named_after_itself(tmp_path: Path) -> None:
-    text = (packaged_recipes()["tiny"]).read_text().replace("name: tiny", "", 1)
+    text = (packaged("recipes")["tiny"]).read_text().replace("name: tiny", "", 1)
     (tmp_path / "mine.yaml").write_text(text)
     assert load_recipe(tmp_path / "mine.yaml").name == "mine"
 

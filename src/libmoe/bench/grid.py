@@ -7,16 +7,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from libmoe.core.config import build, override, to_dict
+from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.methods import METHODS, Method, create
-from libmoe.train.recipe import Recipe
+from libmoe.train.recipe import Recipe, read_yaml
 
 Quantity = Literal["none", "active_params", "total_params", "flops"]
 
@@ -166,31 +163,13 @@ def _refuse_method(recipe: Any, where: str, fix: str) -> None:
             raise ConfigError(f"{where}.method.{key} has no effect in a grid; {fix}")
 
 
-def packaged_grids() -> dict[str, Path]:
-    """Grid files that ship with the package, by name."""
-    folder = resources.files("libmoe") / "recipes" / "grids"
-    return {p.name.removesuffix(".yaml"): Path(str(p)) for p in folder.iterdir() if p.name.endswith(".yaml")}
-
-
 def load_grid(source: str | Path, overrides: Sequence[str] = ()) -> Grid:
     """Read a grid by packaged name or path, with ``key.sub=value`` overrides.
 
     Raises:
         ConfigError: no such file, not YAML, or an unknown key or value (naming the nearest valid one).
     """
-    shipped = packaged_grids()
-    path = shipped.get(str(source), Path(source))
-    if not path.is_file():
-        raise unknown("grid", source, shipped)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a grid is a mapping of keys, got {type(values).__name__}")
-    values.setdefault("name", path.stem)
-    for assignment in overrides:
-        override(values, assignment)
+    values = read_yaml("grid", source, "recipes/grids", overrides)
     _refuse_method(
         values.get("recipe"), "recipe", "set the options of the entries in a grid file of your own"
     )

@@ -233,10 +233,34 @@ def micro_batches(train: TrainConfig, world_size: int) -> int:
     return train.batch_size // (size * world_size)
 
 
-def packaged_recipes() -> dict[str, Path]:
-    """Recipes that ship with the package, by name."""
-    folder = resources.files("libmoe") / "recipes"
-    return {p.name.removesuffix(".yaml"): Path(str(p)) for p in folder.iterdir() if p.name.endswith(".yaml")}
+def packaged(folder: str) -> dict[str, Path]:
+    """YAML files that ship in a folder of the package, by name."""
+    found = resources.files("libmoe").joinpath(folder).iterdir()
+    return {p.name.removesuffix(".yaml"): Path(str(p)) for p in found if p.name.endswith(".yaml")}
+
+
+def read_yaml(what: str, source: str | Path, folder: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, given by path or by the name of one that ships in ``folder``, with overrides.
+
+    Its key ``name`` defaults to the file's name.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, or an override that cannot be read.
+    """
+    shipped = packaged(folder)
+    path = shipped.get(str(source), Path(source))
+    if not path.is_file():
+        raise unknown(what, source, shipped)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a {what} is a mapping of keys, got {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    for assignment in overrides:
+        override(values, assignment)
+    return values
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -245,20 +269,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such recipe, not YAML, an unknown key (naming the nearest one), or an impossible value.
     """
-    shipped = packaged_recipes()
-    path = shipped.get(str(source), Path(source))
-    if not path.is_file():
-        raise unknown("recipe", source, shipped)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys, got {type(values).__name__}")
-    values.setdefault("name", path.stem)
-    for assignment in overrides:
-        override(values, assignment)
-    recipe = build(Recipe, values)
+    recipe = build(Recipe, read_yaml("recipe", source, "recipes", overrides))
     validate(recipe)
     return recipe
 
