@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +37,7 @@ class TrainResult:
         final_loss: loss of the last step's batch, nats per token.
         tokens_per_second: over all processes, without set-up, evaluation and saving.
         train_seconds: the time of that, over all sessions of the run; steps lost to a kill do not count.
-        peak_memory_bytes: of this process: resident memory, or allocated memory on a GPU.
+        peak_memory_bytes: of this process and session, beyond what it held before the model was built.
         notes: what belongs beside the numbers.
     """
 
@@ -162,29 +161,3 @@ def environment(world: World) -> dict[str, Any]:
         "processes": world.size,
         "parallel": world.mode,
     }
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring :func:`peak_memory` anew; where the system cannot, it stays the process's own maximum."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory use in bytes since the reset: allocated on a GPU, resident in the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        for line in status.splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

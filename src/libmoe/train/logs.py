@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from libmoe.train.files import disk_errors
-from libmoe.train.folder import peak_memory
+from libmoe.train.memory import PeakMemory
 from libmoe.train.metrics import JsonLines
 from libmoe.train.parallel import World
 from libmoe.train.recipe import Recipe
@@ -26,8 +26,8 @@ class Logs:
         world: only the main rank writes.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, state: RunState, world: World) -> None:
-        self._folder, self._world = folder, world
+    def __init__(self, folder: Path, recipe: Recipe, state: RunState, world: World, memory: PeakMemory) -> None:
+        self._folder, self._memory = folder, memory
         self._tokens, self._seconds = state.tokens, state.seconds
         self._files: list[JsonLines] = []
         self._trackers: list[Tracker] = []
@@ -44,7 +44,7 @@ class Logs:
             "step": record["step"],
             "seconds": seconds,
             "tokens_per_second": speed,
-            "peak_memory_bytes": peak_memory(self._world.device),
+            "peak_memory_bytes": self._memory.bytes(),
         }
         with disk_errors(self._folder / "metrics.jsonl", LOST):
             for file, line in zip(self._files, (record, timing)):

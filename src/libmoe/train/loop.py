@@ -21,7 +21,7 @@ from torch import nn
 from libmoe.core.errors import TrainingError
 from libmoe.train import checkpoint, parallel
 from libmoe.train.files import disk_errors
-from libmoe.train.folder import RunFolder, TrainResult, peak_memory, reset_peak_memory
+from libmoe.train.folder import RunFolder, TrainResult
 from libmoe.train.logs import LOST, Logs
 from libmoe.train.metrics import auxiliary_losses, balance, short
 from libmoe.train.optim import set_learning_rate
@@ -75,7 +75,6 @@ def train(
                     progress.say(f"{run.path} is finished; --overwrite trains it anew")
                 return finished
             start = checkpoint.find(run.checkpoints, resume)
-            reset_peak_memory(world.device)
             session = Session(recipe, world, start, quiet)
             world.barrier()  # every process has read before the main one deletes
             warnings = list(notes)
@@ -94,7 +93,7 @@ def train(
 def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress: Progress) -> None:
     recipe, world, model, optimizer = session.recipe, session.world, session.model, session.optimizer
     cfg, state, info, statistics = recipe.train, session.state, session.info, session.statistics
-    with Logs(run.path, recipe, state, world) as logs, StopOnSignal() as stopping:
+    with Logs(run.path, recipe, state, world, session.memory) as logs, StopOnSignal() as stopping:
         while state.step < cfg.steps:
             begun = time.perf_counter()
             info.loads, info.metrics = {}, {}  # a resumed run has none from before
@@ -220,7 +219,7 @@ def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
         tokens=state.tokens,
         final_loss=state.loss,
         tokens_per_second=state.tokens / max(state.seconds, 1e-9),
-        peak_memory_bytes=peak_memory(session.world.device),
+        peak_memory_bytes=session.memory.bytes(),
         train_seconds=state.seconds,
         notes=notes,
     )

@@ -20,6 +20,7 @@ from libmoe.train.alarms import Alarms
 from libmoe.train.build import build_model, load_data
 from libmoe.train.files import disk_errors, remove_folder
 from libmoe.train.logs import LOST
+from libmoe.train.memory import PeakMemory
 from libmoe.train.optim import build_optimizer
 from libmoe.train.recipe import Recipe, micro_batches
 from libmoe.train.state import RunState
@@ -44,6 +45,7 @@ class Session:
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         self.data = load_data(recipe, progress=not quiet)
+        self.memory = PeakMemory(world.device)
         self.model = build_model(recipe, len(self.data.tokenizer)).to(world.device).train()
         roles = param_roles(self.model)  # by name, before sharding replaces the parameters
         if cfg.activation_checkpointing:
