@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -55,14 +56,36 @@ def join(config: TrainConfig) -> Iterator[World]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+    store: dist.Store | None = None
     if ours and size > 1:
         on_gpu = device.type == "cuda"
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        store, _, _ = next(dist.rendezvous("env://"))
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            device_id=device if on_gpu else None,
+        )
     try:
         yield World(rank, size, device, mode)
+        if store is not None:
+            _leave_in_order(store, rank, size)
     finally:
-        if ours and size > 1:
+        if store is not None:
             dist.destroy_process_group()
+
+
+def _leave_in_order(store: dist.Store, rank: int, size: int, patience: float = 30.0) -> None:
+    """Let the main process leave last.
+
+    A process that ends resets its connections; one that is still reading the last message of a collective would
+    then lose it and wait for good.
+    """
+    store.add("libmoe/left", 1)
+    deadline = time.monotonic() + patience
+    while rank == 0 and store.add("libmoe/left", 0) < size and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
