@@ -94,6 +94,7 @@ def run_together(start: Any) -> Any:
         together = [start(recipe, run_dir, rank, world, port, **more) for rank in range(world)]
         for process in together:
             process.join(timeout=100)
-        assert [p.exitcode for p in together] == [0] * world
+        said = "".join(Path(f"{run_dir}.stderr{rank}").read_text() for rank in range(world))
+        assert [p.exitcode for p in together] == [0] * world, said
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def main(job: dict[str, Any]) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
     with Path(f"{job['run_dir']}.stderr{job['rank']}").open("w", buffering=1) as messages:
         sys.stderr = messages
+        faulthandler.dump_traceback_later(80, exit=True, file=messages)  # a process that hangs tells where
         try:
             train(job["recipe"], job["run_dir"])
         except LibMoEError as error:

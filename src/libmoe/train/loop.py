@@ -227,5 +227,5 @@ def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
         session.save_model(run.model)
         if session.world.is_main:
             run.write_result(result)
-    session.world.barrier()
+    session.replica.release()
     return result

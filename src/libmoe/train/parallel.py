@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -69,19 +70,17 @@ def join(config: TrainConfig) -> Iterator[World]:
         )
     try:
         yield World(rank, size, device, mode)
-        if store is not None:
-            _leave_in_order(store, rank, size)
-    finally:
+    except BaseException:
         if store is not None:
             dist.destroy_process_group()
+        raise
+    if store is not None:
+        dist.destroy_process_group()
+        _leave_in_order(store, rank, size)
 
 
 def _leave_in_order(store: dist.Store, rank: int, size: int, patience: float = 30.0) -> None:
-    """Let the main process leave last.
-
-    A process that ends resets its connections; one that is still reading the last message of a collective would
-    then lose it and wait for good.
-    """
+    """Let the main process leave last: the others may still be closing their connections to it."""
     store.add("libmoe/left", 1)
     deadline = time.monotonic() + patience
     while rank == 0 and store.add("libmoe/left", 0) < size and time.monotonic() < deadline:
@@ -123,6 +122,12 @@ class Replica:
         self.model, self.world = model, world
         self._wrapped: nn.Module | None = None
         self._signature: tuple = ()
+
+    def release(self) -> None:
+        """Let go of the wrapper, which holds the process group, while all processes are still there."""
+        self._wrapped = None
+        gc.collect()
+        self.world.barrier()
 
     def module(self) -> nn.Module:
         if self.world.mode != "ddp":
