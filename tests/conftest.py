@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -22,6 +23,10 @@ import numpy as np
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# A shell makes what it starts in the background deaf to Ctrl-C, and so would be the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = 0
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
