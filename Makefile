@@ -18,7 +18,7 @@ DEV_READY := $(VENV)/.ready-dev
 CHECKPOINTS := $(VENV)/checkpoints
 
 # One thread for each worker: with more, the workers would fight over the same cores.
-PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) LIBMOE_REQUIRE_CHECKPOINTS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup quickstart test test-slow unit lint clean clean-all
 .DEFAULT_GOAL := help

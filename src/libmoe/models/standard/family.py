@@ -6,6 +6,7 @@ A family is mostly a table from the names of our tensors to those of a block.  I
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ class PerExpert:
 Source = str | Rows | PerExpert
 
 
-class Family:
+class Family(ABC):
     """One standard architecture.
 
     Class attributes:
@@ -66,13 +67,13 @@ class Family:
         return {**self.backbones, self.model_type: self.prefix}
 
     # -- from the standard architecture ------------------------------------------------------------------
+    @abstractmethod
     def method(self, config: Any) -> tuple[str, dict[str, Any]]:
         """Our method and its options for a configuration of this architecture.
 
         Raises:
             ConfigError: the configuration asks for something our methods lack.
         """
-        raise NotImplementedError
 
     def activation(self, config: Any) -> str:
         return str(config.hidden_act)
@@ -86,13 +87,13 @@ class Family:
                     ours[name].copy_(_gather(theirs, source))
 
     # -- to the standard architecture --------------------------------------------------------------------
+    @abstractmethod
     def check(self, layer: MoELayer) -> None:
         """Raises NotExpressibleError when a block cannot compute what ``layer`` computes in evaluation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layer_fields(self, layer: MoELayer) -> dict[str, Any]:
         """Configuration fields that describe ``layer``; they must agree between layers."""
-        raise NotImplementedError
 
     def pattern_fields(self, sparse: Mapping[str, list[int]], model: Any) -> dict[str, Any]:
         """Configuration fields that say which blocks have experts (places by stack).
