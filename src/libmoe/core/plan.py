@@ -26,32 +26,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from libmoe.core.dispatch import Dispatch, Segments
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Segments:
-    """How R rows, sorted by expert, are cut into one contiguous segment per expert.
-
-    ``bounds`` has N + 1 entries: expert e owns rows ``bounds[e]:bounds[e + 1]``.  ``extra_R`` carries data of
-    the assignments (for example a precision per token and expert) in row order.
-    """
-
-    bounds: tuple[int, ...]
-    extra_R: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def num_experts(self) -> int:
-        return len(self.bounds) - 1
-
-    def slice(self, first: int, last: int) -> tuple[Segments, int, int]:
-        """Segments of experts ``first:last`` with the row range they cover."""
-        start, stop = self.bounds[first], self.bounds[last]
-        bounds = tuple(b - start for b in self.bounds[first : last + 1])
-        return Segments(bounds, {k: v[start:stop] for k, v in self.extra_R.items()}), start, stop
 
 
 class Plan:
@@ -152,22 +132,24 @@ class SparsePlan(Plan):
         return cls(token_A, expert_A, weight_TN[token_A, expert_A], num_tokens, num_experts)
 
     @cached_property
-    def order_R(self) -> Tensor:
-        """Indices of the kept assignments, stably sorted by expert (computed once per plan)."""
-        if self.kept_A is None:
-            return torch.argsort(self.expert_A, stable=True)
-        kept = self.kept_A.nonzero().squeeze(1)
-        return kept[torch.argsort(self.expert_A[kept], stable=True)]
+    def dispatch(self) -> Dispatch:
+        """Rows sorted by expert and back (each index vector computed once per plan)."""
+        return Dispatch(
+            self.token_A, self.expert_A, self.num_tokens, self.num_experts, self.k, self.kept_A, self.extra_A
+        )
 
-    @cached_property
+    @property
+    def order_R(self) -> Tensor:
+        """Indices of the kept assignments, stably sorted by expert."""
+        return self.dispatch.order_R
+
+    @property
     def segments(self) -> Segments:
-        counts = torch.bincount(self.expert_A[self.order_R], minlength=self.num_experts)
-        bounds = (0, *counts.cumsum(0).tolist())
-        return Segments(bounds, {k: v[self.order_R] for k, v in self.extra_A.items()})
+        return self.dispatch.segments
 
     def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
         order_R = self.order_R
-        x_RD = x_TD[self.token_A[order_R]] if x_AD is None else x_AD[order_R]
+        x_RD = x_TD[self.dispatch.token_R] if x_AD is None else x_AD[order_R]
         if self.scale_input:
             x_RD = x_RD * self.weight_A[order_R].unsqueeze(1).to(x_RD.dtype)
         y_RD = experts.forward_rows(x_RD, self.segments)
@@ -175,27 +157,7 @@ class SparsePlan(Plan):
 
     def combine(self, y_RD: Tensor) -> Tensor:
         """Weighted sum over each token's experts, accumulated in at least float32: ``[R, D] -> [T, D]``."""
-        order_R = self.order_R
-        acc = torch.promote_types(y_RD.dtype, torch.float32)
-        if self.k is None:
-            if not self.scale_input:
-                y_RD = y_RD * self.weight_A[order_R].unsqueeze(1).to(acc)
-            y_TD = y_RD.new_zeros(self.num_tokens, y_RD.shape[1], dtype=acc)
-            return y_TD.index_add(0, self.token_A[order_R], y_RD.to(acc))
-        # Rectangular: undo the sort and sum K columns.  A dropped assignment reads the extra zero row, and its
-        # weight is not used, so that nothing of a masked token (not even NaN) gets through.
-        weight_A = self.weight_A
-        place_A = torch.full_like(self.expert_A, len(order_R))
-        place_A[order_R] = torch.arange(len(order_R), device=order_R.device)
-        if self.kept_A is not None:
-            y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])
-            weight_A = weight_A.masked_fill(~self.kept_A, 0)
-        y_TKD = y_RD[place_A].view(self.num_tokens, self.k, y_RD.shape[1])
-        if self.scale_input:
-            return y_TKD.to(acc).sum(1)
-        weight_TK = weight_A.view(self.num_tokens, self.k).to(acc)
-        with torch.autocast(y_RD.device.type, enabled=False):
-            return torch.bmm(weight_TK.unsqueeze(1), y_TKD.to(acc)).squeeze(1)
+        return self.dispatch.sum_rows(y_RD, None if self.scale_input else self.weight_A)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
         expert_A = self.expert_A if mask_T is None else self.expert_A[mask_T[self.token_A]]

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError
+from libmoe.core.plan import SparsePlan
 from libmoe.experts.base import Experts
+from libmoe.ops import AUTO, Rows, StackedFFN, ffn, grouped_linear
 from libmoe.ops.activations import activation as get_activation
-from libmoe.ops.grouped import grouped_linear
 
 if TYPE_CHECKING:
-    from libmoe.core.plan import Segments
+    from libmoe.core.plan import Plan, Segments
 
 
 class FFN(nn.Module):
@@ -72,7 +73,7 @@ class FFNExperts(Experts):
         activation, gated, bias: form of the FFN, as in :class:`FFN`.
         init_std: standard deviation of the normal initialisation; ``None`` leaves ``D^-1/2`` and ``H^-1/2``.
         dropout: probability of dropping hidden units while training (expert dropout, arXiv 2101.03961 §2.4).
-        backend: which grouped operation to use.
+        backend: a name of :func:`libmoe.ops.backends`, or ``auto``; may be changed at any time.
 
     Parameters: ``w_in [N, H or 2H, D]``, ``w_out [N, D, H]``, ``b_in``, ``b_out``.
     """
@@ -87,7 +88,7 @@ class FFNExperts(Experts):
         bias: bool = False,
         init_std: float | None = 0.02,
         dropout: float = 0.0,
-        backend: str = "loop",
+        backend: str = AUTO,
     ) -> None:
         super().__init__(num_experts)
         if hidden < 1:
@@ -110,9 +111,22 @@ class FFNExperts(Experts):
             h = self.act(h)
         return F.dropout(h, self.dropout, self.training) if self.dropout else h
 
+    @property
+    def stacked(self) -> StackedFFN:
+        """The parameters as the operations take them."""
+        return StackedFFN(self.w_in, self.w_out, self.b_in, self.b_out, self.activation, self.gated)
+
+    def execute(self, x_TD: Tensor, plan: Plan, x_AD: Tensor | None = None) -> Tensor:
+        if type(plan) is not SparsePlan or plan.scale_input or (self.dropout and self.training):
+            return plan.execute(self, x_TD, x_AD)
+        source, rows = (x_TD, Rows.of(plan.dispatch)) if x_AD is None else (x_AD, Rows.of(plan.dispatch, True))
+        return ffn(source, self.stacked, rows, plan.weight_A, self.backend).to(x_TD.dtype)
+
     def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
-        h_RH = grouped_linear(x_RD, self.w_in, segments.bounds, self.b_in, self.backend)
-        return grouped_linear(self._hidden(h_RH), self.w_out, segments.bounds, self.b_out, self.backend)
+        if not (self.dropout and self.training):
+            return ffn(x_RD, self.stacked, Rows(segments), backend=self.backend)
+        h_RH = grouped_linear(x_RD, self.w_in, segments, self.b_in, self.backend)
+        return grouped_linear(self._hidden(h_RH), self.w_out, segments, self.b_out, self.backend)
 
     def forward_merged(self, x_GLD: Tensor, gate_GN: Tensor) -> Tensor:
         def average(weight: Tensor | None) -> Tensor | None:

@@ -1,95 +1,99 @@
-"""Linear maps over rows sorted by expert.
-
-``grouped_linear`` multiplies each segment of rows by its own expert's matrix.  Two forms with one meaning:
-
-* ``reference``: a readable loop that autograd differentiates, in any floating dtype including float64.
-* ``loop``: writes every product straight into its place, forward and backward.  Indexing a stacked parameter
-  per expert would make autograd allocate a full-size zero gradient for each expert; this form never does.
-"""
+"""The operations by which experts compute, on whichever backend is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError, unknown
-
-
-def _reference(x_RI: Tensor, weight_NOI: Tensor, bounds: tuple[int, ...]) -> Tensor:
-    parts = [F.linear(x_RI[s:t], weight_NOI[e]) for e, (s, t) in enumerate(pairwise(bounds))]
-    return torch.cat(parts) if parts else x_RI.new_zeros(0, weight_NOI.shape[1])
-
-
-class _Loop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_RI: Tensor, weight_NOI: Tensor, bounds: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(x_RI, weight_NOI)
-        ctx.bounds = bounds
-        y_RO = x_RI.new_empty(x_RI.shape[0], weight_NOI.shape[1])
-        for e, (s, t) in enumerate(pairwise(bounds)):
-            if t > s:
-                torch.mm(x_RI[s:t], weight_NOI[e].t(), out=y_RO[s:t])
-        return y_RO
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_RI, weight_NOI = ctx.saved_tensors
-        need_x, need_w, _ = ctx.needs_input_grad
-        grad_x = torch.empty_like(x_RI) if need_x else None
-        grad_w = torch.empty_like(weight_NOI) if need_w else None
-        for e, (s, t) in enumerate(pairwise(ctx.bounds)):
-            if t > s:
-                if grad_x is not None:
-                    torch.mm(grad_RO[s:t], weight_NOI[e], out=grad_x[s:t])
-                if grad_w is not None:
-                    torch.mm(grad_RO[s:t].t(), x_RI[s:t], out=grad_w[e])
-            elif grad_w is not None:
-                grad_w[e].zero_()
-        return grad_x, grad_w, None
-
-
-BACKENDS: dict[str, Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]] = {
-    "reference": _reference,
-    "loop": _Loop.apply,
-}
+from libmoe.core.dispatch import Segments
+from libmoe.core.errors import ConfigError
+from libmoe.ops.base import add_bias
+from libmoe.ops.select import AUTO, choose
+from libmoe.ops.task import Rows, StackedFFN, Task
 
 
 def grouped_linear(
     x_RI: Tensor,
     weight_NOI: Tensor,
-    bounds: tuple[int, ...],
+    segments: Segments | tuple[int, ...],
     bias_NO: Tensor | None = None,
-    backend: str = "loop",
+    backend: str = AUTO,
 ) -> Tensor:
     """``y[r] = weight[e(r)] @ x[r] + bias[e(r)]`` for rows sorted by expert.
 
     Args:
-        x_RI: rows ``[R, I]``; expert e owns rows ``bounds[e]:bounds[e + 1]``.
+        x_RI: rows ``[R, I]``.
         weight_NOI: one ``[O, I]`` matrix per expert.
-        bounds: N + 1 ascending row numbers from 0 to R.
+        segments: which rows each expert owns, or its N + 1 bounds.
         bias_NO: optional ``[N, O]``.
-        backend: ``reference`` or ``loop``.
+        backend: a name of :func:`libmoe.ops.backends`, or ``auto``.
 
     Raises:
-        ConfigError: unknown backend, or ``bounds`` does not cover the rows.
+        ConfigError: unknown or unfit backend, or segments that do not cover the rows.
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
-    device = x_RI.device.type
-    if torch.is_autocast_enabled(device) and x_RI.dtype != torch.float64:  # what autocast does for F.linear
-        dtype = torch.get_autocast_dtype(device)
-        x_RI, weight_NOI = x_RI.to(dtype), weight_NOI.to(dtype)
-        bias_NO = None if bias_NO is None else bias_NO.to(dtype)
-    if len(bounds) != weight_NOI.shape[0] + 1 or bounds[0] != 0 or bounds[-1] != x_RI.shape[0]:
-        raise ConfigError(f"segment bounds {bounds} do not cut {x_RI.shape[0]} rows for {weight_NOI.shape[0]} experts")
-    y_RO = BACKENDS[backend](x_RI, weight_NOI, bounds)
-    if bias_NO is not None:
-        counts = torch.tensor([t - s for s, t in pairwise(bounds)], device=x_RI.device)
-        y_RO = y_RO + bias_NO.repeat_interleave(counts, dim=0)
-    return y_RO
+    segments = segments if isinstance(segments, Segments) else Segments(tuple(segments))
+    x_RI, (weight_NOI, bias_NO) = _autocast(x_RI, weight_NOI, bias_NO)
+    _check(x_RI, segments, weight_NOI.shape[0])
+    _, out, inner = weight_NOI.shape
+    task = _task("linear", x_RI, (weight_NOI,), x_RI.shape[0], inner, out)
+    y_RO = choose(task, backend).linear(x_RI, weight_NOI, segments)
+    return add_bias(y_RO, bias_NO, segments)
+
+
+def ffn(
+    x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None = None, backend: str = AUTO
+) -> Tensor:
+    """Stacked feed-forward experts on rows: sorted rows in and out, or tokens in and out by a dispatch.
+
+    Args:
+        x_SD: rows ``[R, D]``, tokens ``[T, D]`` or one row per assignment ``[A, D]``, as ``rows`` says.
+        experts: parameters and form of the experts.
+        rows: where rows come from and go to.
+        weight_A: weight of each assignment in the sum of its token; ``None``: all 1.
+        backend: a name of :func:`libmoe.ops.backends`, or ``auto``.
+
+    Returns:
+        ``[R, D]`` for sorted rows, else ``[T, D]``.
+
+    Raises:
+        ConfigError: unknown or unfit backend, or segments that do not cover the rows.
+    """
+    given = x_SD.dtype
+    x_SD, parameters = _autocast(x_SD, *experts.parameters())
+    experts = replace(experts, **dict(zip(("w_in", "w_out", "b_in", "b_out"), parameters, strict=True)))
+    if rows.dispatch is None:
+        _check(x_SD, rows.segments, experts.num_experts)
+        count = x_SD.shape[0]
+    else:
+        count = rows.dispatch.token_A.shape[0]
+    task = _task("ffn", x_SD, experts.parameters(), count, experts.dim, experts.hidden)
+    task = replace(task, activation=experts.activation, gated=experts.gated, bias=experts.b_in is not None)
+    y = choose(task, backend).ffn(x_SD, experts, rows, weight_A)
+    return y if rows.dispatch is None else y.to(given)
+
+
+def _task(op: str, x: Tensor, weights: tuple[Tensor | None, ...], rows: int, dim: int, hidden: int) -> Task:
+    given = [w for w in weights if w is not None]
+    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given))
+    return Task(op, x.device.type, x.dtype, gradient, rows, given[0].shape[0], dim, hidden)
+
+
+def _autocast(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, tuple]:
+    """What autocast does for a linear layer: everything in its dtype, float64 apart."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, weights
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), tuple(None if w is None else w.to(dtype) for w in weights)
+
+
+def _check(x_RI: Tensor, segments: Segments, num_experts: int) -> None:
+    if segments.num_experts != num_experts:
+        raise ConfigError(f"segments of {segments.num_experts} experts do not fit weights for {num_experts} experts")
+    if x_RI.device.type != "cpu":
+        return  # reading the bounds would make the device wait
+    bounds = segments.bounds
+    if bounds[0] != 0 or bounds[-1] != x_RI.shape[0]:
+        raise ConfigError(f"segment bounds {bounds} do not cut {x_RI.shape[0]} rows for {num_experts} experts")

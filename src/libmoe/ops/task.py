@@ -1,0 +1,135 @@
+"""What the operations work on: stacked experts, rows, and the description of a task that backends are chosen by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from libmoe.core.errors import ConfigError, unknown
+from libmoe.ops.activations import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from libmoe.core.dispatch import Dispatch, Segments
+
+
+@dataclass(frozen=True)
+class StackedFFN:
+    """Parameters of N feed-forward experts of equal width and the function they compute.
+
+    Expert e maps a row x to ``w_out[e] @ h + b_out[e]`` with ``h = act(g) * u`` and ``[g, u] = w_in[e] @ x + b_in[e]``
+    when gated, else ``h = act(w_in[e] @ x + b_in[e])``.
+
+    Args:
+        w_in: ``[N, 2H, D]`` when gated (the H rows of the gate first), else ``[N, H, D]``; any strides.
+        w_out: ``[N, D, H]``; any strides.
+        b_in, b_out: ``[N, 2H or H]`` and ``[N, D]``, or ``None``.
+        activation: a name of :data:`libmoe.ops.activations.ACTIVATIONS`.
+        gated: see above.
+
+    Raises:
+        ConfigError: shapes that do not belong together, or an unknown activation.
+    """
+
+    w_in: Tensor
+    w_out: Tensor
+    b_in: Tensor | None = None
+    b_out: Tensor | None = None
+    activation: str = "silu"
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+        n, dim, hidden = self.w_out.shape
+        rows = hidden * (2 if self.gated else 1)
+        if tuple(self.w_in.shape) != (n, rows, dim):
+            raise ConfigError(
+                f"w_in has shape {tuple(self.w_in.shape)}, but with w_out {tuple(self.w_out.shape)} and "
+                f"gated={self.gated} it must be {(n, rows, dim)}"
+            )
+
+    @property
+    def num_experts(self) -> int:
+        return self.w_out.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.w_out.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        return self.w_out.shape[2]
+
+    def parameters(self) -> tuple[Tensor | None, ...]:
+        return self.w_in, self.w_out, self.b_in, self.b_out
+
+    def to(self, dtype: torch.dtype) -> StackedFFN:
+        """The same experts with parameters in ``dtype`` (differentiable; itself when nothing changes)."""
+        if all(p is None or p.dtype == dtype for p in self.parameters()):
+            return self
+        converted = [None if p is None else p.to(dtype) for p in self.parameters()]
+        return StackedFFN(*converted, self.activation, self.gated)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which source row each computed row reads, and what becomes of the results.
+
+    Args:
+        segments: rows of each expert.
+        dispatch: ``None``: the source *is* the sorted rows, and results come back as such rows.  Otherwise rows
+            are gathered as it says, and results are summed by token.
+        own_inputs: the source has one row per assignment rather than one per token.
+    """
+
+    segments: Segments
+    dispatch: Dispatch | None = None
+    own_inputs: bool = False
+
+    @classmethod
+    def of(cls, dispatch: Dispatch, own_inputs: bool = False) -> Rows:
+        return cls(dispatch.segments, dispatch, own_inputs)
+
+    @property
+    def source_R(self) -> Tensor | None:
+        """Source row of each computed row: int64 ``[R]``; ``None`` means its own number."""
+        if self.dispatch is None:
+            return None
+        return self.dispatch.order_R if self.own_inputs else self.dispatch.token_R
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a backend is asked to do, as far as choosing one depends on it.
+
+    ``op`` is ``ffn`` (stacked FFN experts on sparse rows), ``linear`` (one grouped linear map) or ``merged``
+    (experts averaged in parameter space).  ``rows`` counts computed rows; ``hidden`` is the output width of a linear map.
+    """
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    gradient: bool
+    rows: int
+    num_experts: int
+    dim: int
+    hidden: int
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Multiply-adds counted as two, of the whole pass (backward costs twice the forward)."""
+        matrices = 1 if self.op == "linear" else 3 if self.gated else 2
+        return (3.0 if self.gradient else 1.0) * 2.0 * matrices * self.rows * self.dim * self.hidden
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the weights that are touched when rows spread evenly over the experts."""
+        matrices = 1 if self.op == "linear" else 3 if self.gated else 2
+        touched = min(self.num_experts, self.rows)
+        return float(matrices * touched * self.dim * self.hidden * self.dtype.itemsize)
