@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read by triton when it is imported: kernels then run on the CPU
 
 # A shell makes what it starts in the background deaf to Ctrl-C, and so would be the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -21,6 +21,7 @@ _PUBLIC = {
     "Site": "libmoe.core.site",
     "SoftPlan": "libmoe.core.plan",
     "SparsePlan": "libmoe.core.plan",
+    "accelerate": "libmoe.models",
     "account": "libmoe.models",
     "build_backbone": "libmoe.models",
     "create": "libmoe.methods",
@@ -30,8 +31,10 @@ _PUBLIC = {
     "moe_layers": "libmoe.layers",
     "moeify": "libmoe.models",
     "options": "libmoe.core.context",
+    "register_experts": "libmoe.models",
     "register_method": "libmoe.methods",
     "save": "libmoe.models",
+    "set_backend": "libmoe.experts",
 }
 
 
@@ -52,6 +55,17 @@ if TYPE_CHECKING:
     from libmoe.core.plan import MergePlan, Plan, SoftPlan, SparsePlan
     from libmoe.core.routing import Router, Routing
     from libmoe.core.site import Site
+    from libmoe.experts import set_backend
     from libmoe.layers import MoELayer, moe_layers
     from libmoe.methods import Method, create, register_method
-    from libmoe.models import account, build_backbone, export, import_, load, moeify, save
+    from libmoe.models import (
+        accelerate,
+        account,
+        build_backbone,
+        export,
+        import_,
+        load,
+        moeify,
+        register_experts,
+        save,
+    )

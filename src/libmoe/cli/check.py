@@ -9,11 +9,14 @@ import typer
 
 from libmoe.cli.output import emit_json, say, table
 from libmoe.core.config import override
+from libmoe.core.errors import ConfigError
 
 
 def run(method: str, overrides: Sequence[str], as_json: bool) -> None:
     """Exits with code 1 when a promise is broken."""
-    from libmoe.testing import ContractError, check_method
+    from libmoe.methods import METHODS
+    from libmoe.ops import backends
+    from libmoe.testing import ContractError, check_backend, check_method
 
     options: dict[str, Any] = {}
     for assignment in overrides:
@@ -21,7 +24,12 @@ def run(method: str, overrides: Sequence[str], as_json: bool) -> None:
     passed: list[str] = []
     failed: list[str] = []
     try:
-        passed = check_method(method, options)
+        if method in backends() and method not in METHODS:
+            if options:
+                raise ConfigError(f"backend {method!r} has no options; leave out --set {overrides[0]}")
+            passed = check_backend(method)
+        else:
+            passed = check_method(method, options)
     except ContractError as error:
         passed, failed = error.passed, error.failed
     if as_json:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from libmoe.core.errors import ConfigError
 
 
 class Segments:
@@ -26,7 +29,12 @@ class Segments:
         extra_R: data of the assignments (for example a precision per token and expert) in row order.
         offsets: the same numbers as an int64 tensor ``[N + 1]``, in place of ``bounds``; these are then read from
             the device only when somebody wants them.
+
+    Attributes:
+        rows_each: how many rows each expert has, where all are known to have as many (see :meth:`equal`).
     """
+
+    rows_each: int | None = None
 
     def __init__(
         self,
@@ -39,6 +47,13 @@ class Segments:
             raise TypeError("Segments needs bounds or offsets")
         self._bounds, self._offsets = bounds, offsets
         self.extra_R = extra_R or {}
+
+    @classmethod
+    def equal(cls, num_experts: int, rows: int) -> Segments:
+        """``rows`` rows for each expert, which allows batched products."""
+        segments = cls(tuple(rows * e for e in range(num_experts + 1)))
+        segments.rows_each = rows
+        return segments
 
     @property
     def bounds(self) -> tuple[int, ...]:
@@ -70,13 +85,17 @@ class Segments:
 class Combine:
     """Which rows make up each token: token t is the sum of rows ``row_A[start_T1[t]:start_T1[t + 1]]``.
 
-    ``assignment_A`` says which assignment each of these rows is (for its weight).  The order of the assignments
-    is kept, so that the sum of a token never depends on the routing of others.
+    ``assignment_A`` says which assignment each of these rows is (``None``: all of them, in their order).  The order
+    of the assignments is kept, so that the sum of a token never depends on the routing of others.
     """
 
     row_A: Tensor
-    assignment_A: Tensor
+    assignment_A: Tensor | None
     start_T1: Tensor
+
+    def weights(self, weight_A: Tensor) -> Tensor:
+        """Weight of each of the rows."""
+        return weight_A if self.assignment_A is None else weight_A[self.assignment_A]
 
 
 @dataclass(eq=False)
@@ -106,35 +125,60 @@ class Dispatch:
         return torch.where(self.kept_A, self.expert_A, self.num_experts)
 
     @cached_property
+    def _host_keys(self) -> np.ndarray | None:
+        """The keys as small integers where numpy can have them, else ``None``.
+
+        Small keys let numpy sort by counting, ten times faster than sorting int64, and for few assignments its
+        calls cost a fraction of torch's.
+        """
+        key_A = self._key_A
+        if key_A.device.type != "cpu" or type(key_A) is not Tensor or self.num_experts >= 2**16:
+            return None
+        keys = key_A.detach().numpy()
+        asked = keys if self.kept_A is None else self.expert_A.detach().numpy()[self.kept_A.numpy()]
+        if (
+            asked.size and asked.view(np.uint64).max() >= self.num_experts
+        ):  # without its sign, -1 is large too
+            wrong = asked[(asked < 0) | (asked >= self.num_experts)][0]
+            raise ConfigError(
+                f"an assignment names expert {wrong}, but experts are 0 to {self.num_experts - 1}"
+            )
+        return keys.astype(np.uint8 if self.num_experts < 2**8 else np.uint16)
+
+    @cached_property
     def order_A(self) -> Tensor:
         """Assignments stably sorted by expert, dropped ones last: int64 ``[A]``."""
-        if self._key_A.device.type != "cpu" or self.num_experts >= 2**16 or type(self._key_A) is not Tensor:
+        if self._host_keys is None:
             return torch.argsort(self._key_A, stable=True)
-        # Small keys let numpy sort by counting: ten times faster than sorting int64.
-        small = np.uint8 if self.num_experts < 2**8 else np.uint16
-        return torch.from_numpy(np.argsort(self._key_A.detach().numpy().astype(small), kind="stable"))
+        return torch.from_numpy(np.argsort(self._host_keys, kind="stable"))
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """Rows before each expert as host numbers."""
+        if self._host_keys is None:
+            return tuple(self.offsets.tolist())
+        count = np.bincount(self._host_keys, minlength=self.num_experts)
+        return (0, *accumulate(count[: self.num_experts].tolist()))
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Rows before each expert, int64 ``[N + 1]``, on the device of the plan and without waiting for it."""
-        if self._key_A.device.type != "cpu":  # bincount would read the largest key on the host
-            experts = torch.arange(self.num_experts + 1, device=self._key_A.device)
-            return torch.searchsorted(self._key_A[self.order_A], experts)
-        offsets = self._key_A.new_zeros(self.num_experts + 1)
-        torch.cumsum(torch.bincount(self._key_A, minlength=self.num_experts)[: self.num_experts], 0, out=offsets[1:])
-        return offsets
+        """The bounds as int64 ``[N + 1]``, on the device of the plan and without waiting for it."""
+        if self._host_keys is not None:
+            return torch.tensor(self.bounds)
+        experts = torch.arange(self.num_experts + 1, device=self._key_A.device)
+        return torch.searchsorted(self._key_A[self.order_A], experts)
 
     @cached_property
     def segments(self) -> Segments:
-        extra_R = {k: v[self.order_R] for k, v in self.extra_A.items()}
-        return Segments(offsets=self.offsets, extra_R=extra_R)
+        extra_R = {k: v[self.order_R] for k, v in self.extra_A.items()} if self.extra_A else None
+        if self._host_keys is None:
+            return Segments(offsets=self.offsets, extra_R=extra_R)
+        return Segments(self.bounds, extra_R)
 
     @cached_property
     def order_R(self) -> Tensor:
         """Kept assignments sorted by expert: int64 ``[R]``."""
-        if self.kept_A is None:
-            return self.order_A
-        return self.order_A[: int(self.offsets[-1])]
+        return self.order_A if self.kept_A is None else self.order_A[: self.bounds[-1]]
 
     @cached_property
     def token_R(self) -> Tensor:
@@ -152,10 +196,9 @@ class Dispatch:
 
     @cached_property
     def combine(self) -> Combine:
-        if self.k is not None and self.kept_A is None:
-            assignments = self.token_A.shape[0]
-            steps = torch.arange(self.num_tokens + 1, device=self.token_A.device) * self.k
-            return Combine(self.place_A, torch.arange(assignments, device=steps.device), steps)
+        if self.k and self.kept_A is None:
+            steps = torch.arange(0, (self.num_tokens + 1) * self.k, self.k, device=self.token_A.device)
+            return Combine(self.place_A, None, steps)
         by_token_A = torch.arange(self.token_A.shape[0], device=self.token_A.device)
         if self.k is None:
             by_token_A = torch.argsort(self.token_A, stable=True)

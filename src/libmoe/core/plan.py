@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.dispatch import Dispatch, Segments
+from libmoe.core.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,17 +189,22 @@ class SoftPlan(Plan):
         return self.dispatch_GLS.shape[0] * self.dispatch_GLS.shape[1]
 
     def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        groups, length, slots = self.dispatch_GLS.shape
-        x_GLD = x_TD.reshape(groups, length, x_TD.shape[1])
-        slot_GSD = torch.einsum("gls,gld->gsd", self.dispatch_GLS.to(x_TD.dtype), x_GLD)
+        (groups, length, slots), dim = self.dispatch_GLS.shape, x_TD.shape[1]
         per_expert = slots // self.num_experts
+        if x_TD.shape[0] != self.num_tokens:
+            raise ConfigError(f"a soft plan of {self.num_tokens} tokens does not fit {x_TD.shape[0]} tokens")
+        if slots != per_expert * self.num_experts:
+            raise ConfigError(f"{self.num_experts} experts cannot share {slots} slots evenly")
+        x_GLD = x_TD.reshape(groups, length, dim)
+        # In the dtype of the tokens, where products accumulate in float32: no wider copy of tokens or slots.
+        slot_GSD = torch.bmm(self.dispatch_GLS.to(x_TD.dtype).mT, x_GLD)
         # Rows must be sorted by expert across all groups: [G, N, P, D] -> [N, G * P, D].
-        dim = x_TD.shape[1]
-        x_RD = slot_GSD.view(groups, self.num_experts, per_expert, dim).transpose(0, 1).reshape(groups * slots, dim)
-        bounds = tuple(groups * per_expert * e for e in range(self.num_experts + 1))
-        y_RD = experts.forward_rows(x_RD, Segments(bounds))
-        y_GSD = y_RD.view(self.num_experts, groups, per_expert, dim).transpose(0, 1).reshape(groups, slots, dim)
-        y_GLD = torch.einsum("gls,gsd->gld", self.combine_GLS.to(y_GSD.dtype), y_GSD)
+        shape = groups, self.num_experts, per_expert, dim
+        x_RD = slot_GSD.view(shape).transpose(0, 1).reshape(groups * slots, dim)
+        y_RD = experts.forward_rows(x_RD, Segments.equal(self.num_experts, groups * per_expert))
+        y_NGPD = y_RD.reshape(self.num_experts, groups, per_expert, dim)
+        y_GSD = y_NGPD.transpose(0, 1).reshape(groups, slots, dim)
+        y_GLD = torch.bmm(self.combine_GLS.to(y_GSD.dtype), y_GSD)
         return y_GLD.reshape(groups * length, dim).to(x_TD.dtype)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
@@ -221,9 +227,13 @@ class MergePlan(Plan):
         return self.gate_GN.shape[1]
 
     def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        groups = self.gate_GN.shape[0]
-        x_GLD = x_TD.reshape(groups, self.num_tokens // max(groups, 1), x_TD.shape[1])
-        y_GLD = experts.forward_merged(x_GLD, self.gate_GN)
+        groups, dim = self.gate_GN.shape[0], x_TD.shape[1]
+        length = self.num_tokens // max(groups, 1)
+        if x_TD.shape[0] != groups * length:
+            raise ConfigError(
+                f"a merge plan of {groups} groups cannot cut {x_TD.shape[0]} tokens into equal groups"
+            )
+        y_GLD = experts.forward_merged(x_TD.reshape(groups, length, dim), self.gate_GN)
         return y_GLD.reshape(x_TD.shape).to(x_TD.dtype)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
@@ -249,8 +259,6 @@ def plan_from_tensors(tensors: dict[str, Tensor]) -> Plan:
     Raises:
         CheckpointError: the dictionary does not describe a known kind of plan.
     """
-    from libmoe.core.errors import CheckpointError
-
     kind = bytes(tensors["kind"].tolist()).decode() if "kind" in tensors else "(none)"
     kinds = _all_kinds()
     if kind not in kinds:

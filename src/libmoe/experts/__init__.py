@@ -1,5 +1,6 @@
 """Experts: what computes.  Every kind runs rows sorted by expert; kinds compose with ``UnionExperts``."""
 
+from libmoe.experts.backend import set_backend
 from libmoe.experts.base import Experts
 from libmoe.experts.ffn import FFN, FFNExperts, SharedExpert
 from libmoe.experts.modules import ModuleExperts
@@ -16,4 +17,5 @@ __all__ = [
     "SharedExpert",
     "UnionExperts",
     "ZeroExperts",
+    "set_backend",
 ]

@@ -13,6 +13,8 @@ from libmoe.core.plan import SparsePlan
 from libmoe.experts.base import Experts
 from libmoe.ops import AUTO, Rows, StackedFFN, ffn, grouped_linear
 from libmoe.ops.activations import activation as get_activation
+from libmoe.ops.merged import merged_linear
+from libmoe.ops.soft import batched_ffn
 
 if TYPE_CHECKING:
     from libmoe.core.plan import Plan, Segments
@@ -117,26 +119,28 @@ class FFNExperts(Experts):
         return StackedFFN(self.w_in, self.w_out, self.b_in, self.b_out, self.activation, self.gated)
 
     def execute(self, x_TD: Tensor, plan: Plan, x_AD: Tensor | None = None) -> Tensor:
-        if type(plan) is not SparsePlan or plan.scale_input or (self.dropout and self.training):
+        own = (
+            type(self).forward_rows is not FFNExperts.forward_rows
+        )  # a subclass that computes something else
+        if own or type(plan) is not SparsePlan or plan.scale_input or (self.dropout and self.training):
             return plan.execute(self, x_TD, x_AD)
-        source, rows = (x_TD, Rows.of(plan.dispatch)) if x_AD is None else (x_AD, Rows.of(plan.dispatch, True))
+        source, rows = (
+            (x_TD, Rows.of(plan.dispatch)) if x_AD is None else (x_AD, Rows.of(plan.dispatch, True))
+        )
         return ffn(source, self.stacked, rows, plan.weight_A, self.backend).to(x_TD.dtype)
 
     def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
         if not (self.dropout and self.training):
-            return ffn(x_RD, self.stacked, Rows(segments), backend=self.backend)
+            if segments.rows_each is None:
+                return ffn(x_RD, self.stacked, Rows(segments), backend=self.backend)
+            x_NRD = x_RD.reshape(self.num_experts, segments.rows_each, self.dim)
+            return batched_ffn(x_NRD, self.stacked, self.backend).flatten(0, 1)
         h_RH = grouped_linear(x_RD, self.w_in, segments, self.b_in, self.backend)
         return grouped_linear(self._hidden(h_RH), self.w_out, segments, self.b_out, self.backend)
 
     def forward_merged(self, x_GLD: Tensor, gate_GN: Tensor) -> Tensor:
-        def average(weight: Tensor | None) -> Tensor | None:
-            return None if weight is None else torch.einsum("gn,n...->g...", gate_GN.to(weight.dtype), weight)
-
-        w_in, w_out, b_in, b_out = map(average, (self.w_in, self.w_out, self.b_in, self.b_out))
-        h = torch.einsum("gld,ghd->glh", x_GLD, w_in)
-        h = self._hidden(h if b_in is None else h + b_in.unsqueeze(1))
-        y = torch.einsum("glh,gdh->gld", h, w_out)
-        return y if b_out is None else y + b_out.unsqueeze(1)
+        h_GLH = merged_linear(x_GLD, gate_GN, self.w_in, self.b_in)
+        return merged_linear(self._hidden(h_GLH), gate_GN, self.w_out, self.b_out)
 
     def materialise(self, expert: int) -> FFN:
         with torch.device("meta"):  # no random numbers drawn, no memory for weights that are replaced
@@ -159,4 +163,6 @@ class FFNExperts(Experts):
 
     def extra_repr(self) -> str:
         form = "gated" if self.gated else "plain"
-        return f"num_experts={self.num_experts}, dim={self.dim}, hidden={self.hidden}, {form} {self.activation}"
+        return (
+            f"num_experts={self.num_experts}, dim={self.dim}, hidden={self.hidden}, {form} {self.activation}"
+        )

@@ -12,6 +12,7 @@ _PUBLIC = {
     "FoundFFN": "detect",
     "Moeified": "record",
     "Receipt": "receipt",
+    "accelerate": "experts_interface",
     "account": "accounting",
     "build_backbone": "backbones",
     "export": "standard.exporting",
@@ -21,6 +22,7 @@ _PUBLIC = {
     "load_any": "loading",
     "moeify": "replacing",
     "param_roles": "roles",
+    "register_experts": "experts_interface",
     "save": "saving",
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "FoundFFN",
     "Moeified",
     "Receipt",
+    "accelerate",
     "account",
     "build_backbone",
     "export",
@@ -40,6 +43,7 @@ __all__ = [
     "load_any",
     "moeify",
     "param_roles",
+    "register_experts",
     "save",
 ]
 
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from libmoe.models.accounting import Account, account
     from libmoe.models.backbones import BackboneConfig, build_backbone
     from libmoe.models.detect import FoundFFN, find_ffns
+    from libmoe.models.experts_interface import accelerate, register_experts
     from libmoe.models.loading import load, load_any
     from libmoe.models.receipt import Receipt
     from libmoe.models.record import Moeified

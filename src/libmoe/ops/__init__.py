@@ -9,5 +9,14 @@ from libmoe.ops.select import AUTO, Choice, backends, choose, explain
 from libmoe.ops.task import Rows, StackedFFN, Task
 
 __all__ = [
-    "AUTO", "Choice", "Rows", "StackedFFN", "Task", "backends", "choose", "explain", "ffn", "grouped_linear",
+    "AUTO",
+    "Choice",
+    "Rows",
+    "StackedFFN",
+    "Task",
+    "backends",
+    "choose",
+    "explain",
+    "ffn",
+    "grouped_linear",
 ]

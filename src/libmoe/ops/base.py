@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from libmoe.core.dispatch import Segments
 from libmoe.ops.activations import activation
 from libmoe.ops.task import Rows, StackedFFN, Task
-from libmoe.core.dispatch import Segments
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -28,6 +29,7 @@ class Capabilities:
         batch_invariant: the output of a row does not change by a bit with the rows beside it.
         compile: torch.compile traces through it without a graph break.
         host_sync: a GPU has to wait for the host to read counts.
+        interpreted: computes through the interpreter of a kernel language here, which is for tests only.
     """
 
     devices: frozenset[str]
@@ -38,6 +40,7 @@ class Capabilities:
     batch_invariant: bool = False
     compile: bool = False
     host_sync: bool = True
+    interpreted: bool = False
 
 
 class Backend:
@@ -47,7 +50,7 @@ class Backend:
     """
 
     name: ClassVar[str]
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
 
     def verify(self) -> tuple[bool, str]:
         """Whether it can run on this machine, and why not (or what was found)."""
@@ -75,7 +78,7 @@ class Backend:
         raise NotImplementedError
 
     def ffn(self, x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None = None) -> Tensor:
-        """Rows through their experts: ``[R, D]``, or ``[T, D]`` summed with ``weight_A`` where rows come from a dispatch."""
+        """Rows through their experts: ``[R, D]``; summed by token with ``weight_A`` to ``[T, D]`` under a dispatch."""
         x_RD = x_SD if rows.source_R is None else x_SD[rows.source_R]
         h_RH = add_bias(self.linear(x_RD, experts.w_in, rows.segments), experts.b_in, rows.segments)
         h_RH = hidden(h_RH, experts.activation, experts.gated)
@@ -83,6 +86,21 @@ class Backend:
         if rows.dispatch is None:
             return y_RD
         return rows.dispatch.sum_rows(y_RD, weight_A).to(x_SD.dtype)
+
+
+def differentiable(
+    compute: Callable[..., Tensor], operands: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again: what a fused backward returns under ``create_graph``.
+
+    ``once_differentiable`` would not do: the error it plants is reached by ``backward()``, but
+    ``torch.autograd.grad`` leaves it out, and terms of the second gradient are silently missing.
+    """
+    with torch.enable_grad():
+        y = compute(*operands)
+        wanted = [o for o, need in zip(operands, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
+    return tuple(next(found) if need else None for need in needed)
 
 
 def hidden(h_RH: Tensor, name: str, gated: bool) -> Tensor:

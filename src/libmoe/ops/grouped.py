@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -34,10 +32,14 @@ def grouped_linear(
         ConfigError: unknown or unfit backend, or segments that do not cover the rows.
     """
     segments = segments if isinstance(segments, Segments) else Segments(tuple(segments))
-    x_RI, (weight_NOI, bias_NO) = _autocast(x_RI, weight_NOI, bias_NO)
-    _check(x_RI, segments, weight_NOI.shape[0])
-    _, out, inner = weight_NOI.shape
-    task = _task("linear", x_RI, (weight_NOI,), x_RI.shape[0], inner, out)
+    dtype = _autocast_dtype(x_RI)
+    if dtype is not None:
+        x_RI, weight_NOI = x_RI.to(dtype), weight_NOI.to(dtype)
+        bias_NO = None if bias_NO is None else bias_NO.to(dtype)
+    num_experts, out, inner = weight_NOI.shape
+    _check(x_RI, weight_NOI, num_experts, segments)
+    gradient = torch.is_grad_enabled() and (x_RI.requires_grad or weight_NOI.requires_grad)
+    task = Task("linear", x_RI.device.type, x_RI.dtype, gradient, x_RI.shape[0], num_experts, inner, out)
     y_RO = choose(task, backend).linear(x_RI, weight_NOI, segments)
     return add_bias(y_RO, bias_NO, segments)
 
@@ -61,39 +63,75 @@ def ffn(
         ConfigError: unknown or unfit backend, or segments that do not cover the rows.
     """
     given = x_SD.dtype
-    x_SD, parameters = _autocast(x_SD, *experts.parameters())
-    experts = replace(experts, **dict(zip(("w_in", "w_out", "b_in", "b_out"), parameters, strict=True)))
-    if rows.dispatch is None:
-        _check(x_SD, rows.segments, experts.num_experts)
-        count = x_SD.shape[0]
-    else:
-        count = rows.dispatch.token_A.shape[0]
-    task = _task("ffn", x_SD, experts.parameters(), count, experts.dim, experts.hidden)
-    task = replace(task, activation=experts.activation, gated=experts.gated, bias=experts.b_in is not None)
+    dtype = _autocast_dtype(x_SD)
+    if dtype is not None:
+        x_SD, experts = x_SD.to(dtype), experts.to(dtype)
+    _check(x_SD, experts.w_in, experts.num_experts, rows.segments if rows.dispatch is None else None)
+    _check_rows(x_SD, experts, rows, weight_A)
+    parameters = experts.parameters()
+    task = Task(
+        "ffn",
+        x_SD.device.type,
+        x_SD.dtype,
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (x_SD, weight_A, *parameters)),
+        x_SD.shape[0] if rows.dispatch is None else rows.dispatch.token_A.shape[0],
+        experts.num_experts,
+        experts.dim,
+        experts.hidden,
+        experts.activation,
+        experts.gated,
+        experts.b_in is not None,
+    )
     y = choose(task, backend).ffn(x_SD, experts, rows, weight_A)
     return y if rows.dispatch is None else y.to(given)
 
 
-def _task(op: str, x: Tensor, weights: tuple[Tensor | None, ...], rows: int, dim: int, hidden: int) -> Task:
-    given = [w for w in weights if w is not None]
-    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given))
-    return Task(op, x.device.type, x.dtype, gradient, rows, given[0].shape[0], dim, hidden)
-
-
-def _autocast(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, tuple]:
-    """What autocast does for a linear layer: everything in its dtype, float64 apart."""
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast would give a linear layer here, if any; it leaves float64 alone."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x, weights
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), tuple(None if w is None else w.to(dtype) for w in weights)
+        return None
+    return torch.get_autocast_dtype(device)
 
 
-def _check(x_RI: Tensor, segments: Segments, num_experts: int) -> None:
+def _check_rows(x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None) -> None:
+    if any(p is not None and p.dtype != x_SD.dtype for p in experts.parameters()):
+        raise ConfigError(f"the experts' parameters must all be {x_SD.dtype}, as the rows are")
+    dispatch = rows.dispatch
+    if dispatch is None:
+        return
+    if dispatch.num_experts != experts.num_experts:
+        raise ConfigError(f"a plan for {dispatch.num_experts} experts does not fit {experts.num_experts} experts")
+    assignments = dispatch.token_A.shape[0]
+    source = assignments if rows.own_inputs else dispatch.num_tokens
+    if x_SD.shape[0] != source:
+        raise ConfigError(
+            f"{x_SD.shape[0]} rows do not fit a plan of {source} {'assignments' if rows.own_inputs else 'tokens'}"
+        )
+    if weight_A is not None and weight_A.shape != (assignments,):
+        raise ConfigError(
+            f"routing weights of shape {tuple(weight_A.shape)} do not fit {assignments} assignments"
+        )
+
+
+def _check(x: Tensor, weight_NOI: Tensor, num_experts: int, segments: Segments | None) -> None:
+    if x.dtype != weight_NOI.dtype:
+        raise ConfigError(
+            f"rows are {x.dtype} but the experts' weights {weight_NOI.dtype}; convert one of them"
+        )
+    if x.dim() != 2 or x.shape[1] != weight_NOI.shape[2]:
+        raise ConfigError(
+            f"rows of shape {tuple(x.shape)} do not fit weights of shape {tuple(weight_NOI.shape)}"
+        )
+    if segments is None:
+        return
     if segments.num_experts != num_experts:
-        raise ConfigError(f"segments of {segments.num_experts} experts do not fit weights for {num_experts} experts")
-    if x_RI.device.type != "cpu":
+        raise ConfigError(
+            f"segments of {segments.num_experts} experts do not fit weights for {num_experts} experts"
+        )
+    if x.device.type != "cpu":
         return  # reading the bounds would make the device wait
     bounds = segments.bounds
-    if bounds[0] != 0 or bounds[-1] != x_RI.shape[0]:
-        raise ConfigError(f"segment bounds {bounds} do not cut {x_RI.shape[0]} rows for {num_experts} experts")
+    if bounds[0] != 0 or bounds[-1] != x.shape[0]:
+        raise ConfigError(f"segment bounds {bounds} do not cut {x.shape[0]} rows for {num_experts} experts")

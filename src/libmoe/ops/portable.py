@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from libmoe.core.dispatch import Segments
-from libmoe.ops.base import FLOATS, Backend, Capabilities
+from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable
 from libmoe.ops.task import Task
 
 ANYWHERE = frozenset({"cpu", "cuda", "mps", "xpu"})
@@ -38,7 +38,9 @@ class Reference(Backend):
     def seconds(self, task: Task) -> float:
         # Backward allocates and adds up one gradient of the size of all experts for each expert.
         whole = task.num_experts * task.dim * task.hidden * task.dtype.itemsize
-        zeros = 3.0 * task.num_experts * whole / BYTES_PER_SECOND.get(task.device, 5e11) if task.gradient else 0.0
+        zeros = (
+            3.0 * task.num_experts * whole / BYTES_PER_SECOND.get(task.device, 5e11) if task.gradient else 0.0
+        )
         return 2 * roofline(task) + zeros + 1e-5 * task.num_experts
 
     def linear(self, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
@@ -54,28 +56,33 @@ class Loop(Backend):
         return 1.5 * roofline(task) + 2e-5 * min(task.num_experts, task.rows)
 
     def linear(self, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
-        return _Loop.apply(x_RI, weight_NOI, segments.bounds)
+        return _Loop.apply(x_RI, weight_NOI, segments)
 
 
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_RI: Tensor, weight_NOI: Tensor, bounds: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
         ctx.save_for_backward(x_RI, weight_NOI)
-        ctx.bounds = bounds
+        ctx.segments = segments
         y_RO = x_RI.new_empty(x_RI.shape[0], weight_NOI.shape[1])
-        for e, (s, t) in enumerate(pairwise(bounds)):
+        for e, (s, t) in enumerate(pairwise(segments.bounds)):
             if t > s:
                 torch.mm(x_RI[s:t], weight_NOI[e].t(), out=y_RO[s:t])
         return y_RO
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_RI, weight_NOI = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def again(x_RI: Tensor, weight_NOI: Tensor) -> Tensor:
+                return Reference().linear(x_RI, weight_NOI, ctx.segments)
+
+            return *differentiable(again, (x_RI, weight_NOI), ctx.needs_input_grad[:2], grad_RO), None
         need_x, need_w, _ = ctx.needs_input_grad
         grad_x = torch.empty_like(x_RI) if need_x else None
         grad_w = torch.empty_like(weight_NOI) if need_w else None
-        for e, (s, t) in enumerate(pairwise(ctx.bounds)):
+        for e, (s, t) in enumerate(pairwise(ctx.segments.bounds)):
             if t > s:
                 if grad_x is not None:
                     torch.mm(grad_RO[s:t], weight_NOI[e], out=grad_x[s:t])
@@ -102,7 +109,11 @@ class GroupedMM(Backend):
 
     def supports(self, task: Task) -> tuple[bool, str]:
         ok, reason = super().supports(task)
-        if not ok or task.device != "cuda":
+        if not ok:
+            return ok, reason
+        if task.dim * task.dtype.itemsize % 16 or task.hidden * task.dtype.itemsize % 16:
+            return False, f"needs widths of whole 16 bytes, not {task.dim} and {task.hidden} numbers"
+        if task.device != "cuda":
             return ok, reason
         if task.dtype != torch.bfloat16:
             return False, "on a GPU it computes in bfloat16 only"
@@ -117,4 +128,9 @@ class GroupedMM(Backend):
 
     def linear(self, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
         ends = segments.offsets(x_RI.device)[1:].to(torch.int32)
-        return F.grouped_mm(x_RI, weight_NOI.transpose(1, 2), offs=ends)
+        if not (weight_NOI.is_contiguous() or weight_NOI.transpose(1, 2).is_contiguous()):
+            weight_NOI = weight_NOI.contiguous()
+        y_RO = F.grouped_mm(x_RI.contiguous(), weight_NOI.transpose(1, 2), offs=ends)
+        if y_RO.requires_grad:  # it takes only aligned rows backward, too
+            y_RO.register_hook(torch.Tensor.contiguous)
+        return y_RO

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import torch
@@ -19,8 +19,10 @@ def backends() -> dict[str, Backend]:
     """All backends by name, usable here or not (see :meth:`Backend.verify`)."""
     from libmoe.ops.cpu import FusedCPU
     from libmoe.ops.portable import GroupedMM, Loop, Reference
+    from libmoe.ops.triton import BatchInvariantTriton, Triton
 
-    return {b.name: b for b in (Reference(), Loop(), GroupedMM(), FusedCPU())}
+    known = (Reference(), Loop(), GroupedMM(), FusedCPU(), Triton(), BatchInvariantTriton())
+    return {b.name: b for b in known}
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,18 @@ def explain(task: Task, *, batch_invariant: bool = False) -> list[Choice]:
         if ok and batch_invariant and not backend.capabilities.batch_invariant:
             ok, reason = False, "is not batch-invariant"
         choices.append(Choice(backend.name, ok, reason, backend.seconds(task) if ok else None))
-    return sorted(choices, key=lambda c: (not c.ok, c.seconds or 0.0))
+    tuned = _preferred().get(bucket(task))
+    return sorted(choices, key=lambda c: (not c.ok, c.name != tuned, c.seconds or 0.0))
 
 
 def choose(task: Task, name: str = AUTO) -> Backend:
-    """The backend called ``name``, or the one the cost model ranks first.
+    """The backend called ``name``, or the one the cost model (or :mod:`libmoe.ops.autotune`) ranks first.
 
     Raises:
         ConfigError: no such backend, or it cannot do the task; says why and what can.
     """
     if name == AUTO:
-        # Within a power of two of rows the ranking does not change.
-        rows = 1 << (task.rows - 1).bit_length() if task.rows > 1 else task.rows
-        return backends()[_best(replace(task, rows=rows), torch.are_deterministic_algorithms_enabled())]
+        return backends()[_best(bucket(task), torch.are_deterministic_algorithms_enabled())]
     if name not in backends():
         raise unknown("backend", name, [AUTO, *backends()])
     ok, reason = backends()[name].supports(task)
@@ -63,6 +64,22 @@ def choose(task: Task, name: str = AUTO) -> Backend:
         can = [c.name for c in explain(task) if c.ok]
         raise ConfigError(f"backend {name!r} {reason}; here work: {', '.join(can) or 'none'}")
     return backends()[name]
+
+
+def bucket(task: Task) -> Task:
+    """``task`` with its rows rounded up to a power of two, within which the ranking does not change."""
+    return task._replace(rows=1 << (task.rows - 1).bit_length()) if task.rows > 1 else task
+
+
+def prefer(task: Task, name: str) -> None:
+    """Let ``auto`` take backend ``name`` for tasks like ``task`` from now on, wherever it is able to."""
+    _preferred()[bucket(task)] = name
+    _best.cache_clear()
+
+
+@cache
+def _preferred() -> dict[Task, str]:
+    return {}
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,9 @@ class StackedFFN:
                 f"w_in has shape {tuple(self.w_in.shape)}, but with w_out {tuple(self.w_out.shape)} and "
                 f"gated={self.gated} it must be {(n, rows, dim)}"
             )
+        for name, bias, width in (("b_in", self.b_in, rows), ("b_out", self.b_out, dim)):
+            if bias is not None and tuple(bias.shape) != (n, width):
+                raise ConfigError(f"{name} has shape {tuple(bias.shape)}, but the weights need {(n, width)}")
 
     @property
     def num_experts(self) -> int:
@@ -63,15 +66,13 @@ class StackedFFN:
     def hidden(self) -> int:
         return self.w_out.shape[2]
 
-    def parameters(self) -> tuple[Tensor | None, ...]:
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.w_in, self.w_out, self.b_in, self.b_out
 
     def to(self, dtype: torch.dtype) -> StackedFFN:
-        """The same experts with parameters in ``dtype`` (differentiable; itself when nothing changes)."""
-        if all(p is None or p.dtype == dtype for p in self.parameters()):
-            return self
-        converted = [None if p is None else p.to(dtype) for p in self.parameters()]
-        return StackedFFN(*converted, self.activation, self.gated)  # type: ignore[arg-type]
+        """The same experts with parameters in ``dtype`` (differentiable)."""
+        b_in, b_out = (None if b is None else b.to(dtype) for b in (self.b_in, self.b_out))
+        return StackedFFN(self.w_in.to(dtype), self.w_out.to(dtype), b_in, b_out, self.activation, self.gated)
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ class Rows:
         return self.dispatch.order_R if self.own_inputs else self.dispatch.token_R
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a backend is asked to do, as far as choosing one depends on it.
 
     ``op`` is ``ffn`` (stacked FFN experts on sparse rows), ``linear`` (one grouped linear map) or ``merged``
-    (experts averaged in parameter space).  ``rows`` counts computed rows; ``hidden`` is the output width of a linear map.
+    (experts averaged in parameter space).  ``rows`` counts computed
+    rows; for a linear map ``hidden`` is the output width.
     """
 
     op: str

@@ -1,4 +1,5 @@
-"""Contract checks for parts of your own: call them on a router, experts, a loss or a method, as our tests do.
+"""Contract checks for parts of your own: call them on a router, experts, a loss, a method or a backend, as our
+tests do.
 
 Each check raises :class:`ContractError` with one readable line per broken promise, and returns the names of what
 it checked::
@@ -10,6 +11,7 @@ it checked::
 """
 
 from libmoe.testing.audits import AuditReport, audit
+from libmoe.testing.backends import check_backend
 from libmoe.testing.checks import ContractError
 from libmoe.testing.experts import check_experts
 from libmoe.testing.losses import check_loss
@@ -20,6 +22,7 @@ __all__ = [
     "AuditReport",
     "ContractError",
     "audit",
+    "check_backend",
     "check_experts",
     "check_loss",
     "check_method",

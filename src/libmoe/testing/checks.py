@@ -20,7 +20,10 @@ class ContractError(AssertionError):
     def __init__(self, subject: str, passed: list[str], failed: list[str]) -> None:
         lines = "".join(f"\n  - {line}" for line in failed)
         super().__init__(f"{subject}: {len(failed)} of {len(failed) + len(passed)} checks failed{lines}")
-        self.passed, self.failed = passed, failed
+        self.subject, self.passed, self.failed = subject, passed, failed
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.subject, self.passed, self.failed)  # so that it comes back from another process
 
 
 class Skip(Exception):  # noqa: N818 - not an error

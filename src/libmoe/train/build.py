@@ -9,7 +9,10 @@ from torch import nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.data import PackedLoader, TokenizedCorpus, load_corpus, load_tokenizer
+from libmoe.experts import set_backend
+from libmoe.layers import moe_layers
 from libmoe.models import build_backbone, moeify
+from libmoe.ops import AUTO
 from libmoe.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ def build_model(recipe: Recipe, vocab_size: int) -> nn.Module:
             "leave it out, or choose the tokenizer that belongs to the checkpoint"
         )
     method = recipe.method
-    return moeify(
-        model, method.name, options=method.options, where=method.where, init=method.init, seed=recipe.seed
-    )
+    moeify(model, method.name, options=method.options, where=method.where, init=method.init, seed=recipe.seed)
+    if recipe.train.backend != AUTO and list(moe_layers(model)):  # a dense model has nothing to choose
+        set_backend(model, recipe.train.backend)
+    return model

@@ -15,6 +15,7 @@ from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.files import write_atomically
 from libmoe.methods import METHODS, create
 from libmoe.models.backbones import BackboneConfig
+from libmoe.ops import AUTO, backends
 from libmoe.train.schedule import Schedule
 
 
@@ -85,6 +86,7 @@ class TrainConfig:
             gradients for losses that balance over it.
         trackers: any of ``tensorboard``, ``wandb``, ``mlflow``.
         threads: CPU threads of each process; ``None`` leaves torch's choice.
+        backend: what the experts compute with: a name of :func:`libmoe.ops.backends`, or ``auto``.
     """
 
     steps: int = 1000
@@ -112,9 +114,20 @@ class TrainConfig:
     exact_counts: bool = True
     trackers: list[str] = field(default_factory=list)
     threads: int | None = None
+    backend: str = AUTO
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every", "threads"):
+        if self.backend not in (AUTO, *backends()):
+            raise unknown("train.backend", self.backend, [AUTO, *backends()])
+        for name in (
+            "steps",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "threads",
+        ):
             _at_least(f"train.{name}", getattr(self, name), 1)
         _at_least("train.warmup_steps", self.warmup_steps, 0)
         _at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
@@ -134,7 +147,10 @@ class TrainConfig:
                 f"train.warmup_steps={self.warmup_steps} leaves nothing of train.steps={self.steps}; "
                 f"use at most {self.steps - 1}"
             )
-        if self.schedule == "wsd" and self.warmup_steps + round(self.decay_fraction * self.steps) > self.steps:
+        if (
+            self.schedule == "wsd"
+            and self.warmup_steps + round(self.decay_fraction * self.steps) > self.steps
+        ):
             raise ConfigError(
                 f"train.decay_fraction={self.decay_fraction} overlaps the warm-up; "
                 f"use at most {(self.steps - self.warmup_steps) / self.steps:.3g}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, ClassVar
 
@@ -17,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from libmoe.core.dispatch import Combine, Segments
-from libmoe.ops.base import FLOATS, Backend, Capabilities
-from libmoe.ops.cpu import passes, team
+from libmoe.core.dispatch import Combine, Dispatch, Segments
+from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable
+from libmoe.ops.cpu import padded, passes, team
 from libmoe.ops.cpu.elementwise import FORMS
 from libmoe.ops.cpu.layout import Layout, lay_out
 from libmoe.ops.cpu.memory import POOL
+from libmoe.ops.cpu.padded import Padding
 from libmoe.ops.portable import Loop, roofline
 from libmoe.ops.task import Rows, StackedFFN, Task
 
@@ -33,8 +35,11 @@ class FusedCPU(Backend):
 
     def verify(self) -> tuple[bool, str]:
         threaded, where = team.available()
-        compiled, how = _compiled()[1:]
-        parts = [f"threads over experts through {where}" if threaded else f"threads within products ({where})", how]
+        how = _compiled()[1]
+        parts = [
+            f"threads over experts through {where}" if threaded else f"threads within products ({where})",
+            how,
+        ]
         return True, "; ".join(parts)
 
     def supports(self, task: Task) -> tuple[bool, str]:
@@ -49,120 +54,220 @@ class FusedCPU(Backend):
         return Loop().linear(x_RI, weight_NOI, segments)
 
     def ffn(self, x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None = None) -> Tensor:
-        operands = (x_SD, *experts.parameters(), weight_A)
-        plain = all(o is None or type(o) in (Tensor, torch.nn.Parameter) for o in operands)
-        if not plain or team.in_a_mode_of_torch():  # counters and tracers see operations of the calling thread only
+        tensors = (x_SD, *experts.parameters(), weight_A)
+        plain = all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        if not plain or team.in_a_mode_of_torch():
+            # Tensors that are more than memory, and tracers that see only the operations of their own thread.
             return super().ffn(x_SD, experts, rows, weight_A)
-        return _Fused.apply(*operands, rows, FORMS[experts.activation], experts.gated)
+        form, gated = FORMS[experts.activation], experts.gated
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return _Fused.apply(*tensors, rows, form, gated)
+        if rows.dispatch is not None and rows.dispatch.num_tokens == 1 and not rows.own_inputs:
+            return _one_token(x_SD, experts, rows.dispatch, weight_A)
+        return _forward(False, *tensors, rows, form, gated)[0]
+
+
+def _one_token(x_1D: Tensor, experts: StackedFFN, dispatch: Dispatch, weight_A: Tensor | None) -> Tensor:
+    """Decoding: no sorting, no gathering."""
+    expert_A, kept_A = dispatch.expert_A, dispatch.kept_A
+    if kept_A is not None:
+        expert_A = expert_A[kept_A]
+        weight_A = None if weight_A is None else weight_A[kept_A]
+    chosen = expert_A.tolist()
+    y_AD = torch.empty((len(chosen), x_1D.shape[1]), dtype=x_1D.dtype)
+    parameters = tuple(None if p is None else p.detach() for p in experts.parameters())
+    operands = (
+        chosen,
+        x_1D.detach().contiguous(),
+        *parameters,
+        FORMS[experts.activation],
+        experts.gated,
+        y_AD,
+    )
+    if y_AD.dtype in padded.CALL_SECONDS and padded.copying_is_cheap(experts):
+        y_AD = padded.one_token(expert_A, *operands[1:-1])
+    else:
+        # Waking threads takes about as long as reading 200 kB.
+        weights = len(chosen) * (experts.w_in[0].nbytes + experts.w_out[0].nbytes)
+        threads = min(_threads(), len(chosen), 1 + weights // 200_000)
+        function = _compiled()[0][2]
+        with _plain_operations():
+            if threads > 1:
+                team.run(
+                    lambda number: function(list(range(number, len(chosen), threads)), *operands), threads
+                )
+            else:
+                function(list(range(len(chosen))), *operands)
+    if weight_A is None:
+        return y_AD.sum(0, keepdim=True)
+    return torch.mm(weight_A.detach().to(y_AD.dtype).unsqueeze(0), y_AD)
+
+
+def _forward(
+    keep: bool,
+    x_SD: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    weight_A: Tensor | None,
+    rows: Rows,
+    form: str,
+    gated: bool,
+) -> tuple[Tensor, Tensor | None, Padding | Layout]:
+    """The output, and what the backward pass needs: the first product's result and how the work was laid out."""
+    x_SD = x_SD.contiguous()
+    dtype = x_SD.dtype
+    work: Padding | Layout
+    padding = padded.worthwhile(rows.segments, w_out.shape[1], w_out.shape[2], gated, dtype, keep)
+    h: Tensor | None
+    if padding is not None:
+        work = padding
+        with _plain_operations():
+            y, h = padded.forward(x_SD, rows.source_R, w_in, w_out, b_in, b_out, form, gated, padding)
+    else:
+        work = layout = lay_out(rows.segments, _row_bytes(w_in, w_out), dtype, _threads())
+        h = POOL.empty((layout.total, w_in.shape[1]), dtype) if keep else None
+        y = POOL.empty((layout.total, x_SD.shape[1]), dtype)
+        source_P = _source(rows, layout)
+        _run(_compiled()[0][0], layout, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
+    if rows.dispatch is not None:
+        y = _sum_by_token(y, rows.dispatch.combine, work.row_R, weight_A)
+    elif work.row_R is not None:
+        y = y.index_select(0, work.row_R)
+    return y, h, work
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_SD: Tensor,
-        w_in: Tensor,
-        w_out: Tensor,
-        b_in: Tensor | None,
-        b_out: Tensor | None,
-        weight_A: Tensor | None,
-        rows: Rows,
-        form: str,
-        gated: bool,
-    ) -> Tensor:
-        x_SD = x_SD.contiguous()
-        dim, dtype = x_SD.shape[1], x_SD.dtype
-        layout = lay_out(rows.segments.bounds, dtype, _threads())
-        keep = any(ctx.needs_input_grad)
-        summed = rows.dispatch is not None
-        h = POOL.empty((layout.total, w_in.shape[1]), dtype) if keep else None
-        y = POOL.empty((layout.total if summed else layout.start[-1] + layout.count[-1], dim), dtype)
-        operands = (x_SD, rows.source_R, w_in, w_out, b_in, b_out, form, gated, h, y, summed)
-        _run(_compiled()[0][0], layout, operands)
-        if keep:
-            ctx.save_for_backward(x_SD, w_in, w_out, b_in, b_out, weight_A, h)
-            ctx.rest = (rows, form, gated, layout)
-        if rows.dispatch is None:
-            return y
-        return _sum_by_token(y, rows.dispatch.combine, rows, layout, weight_A)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y, h, work = _forward(True, *inputs)
+        x_SD, w_in, w_out, b_in, b_out, weight_A, rows, form, gated = inputs
+        ctx.save_for_backward(x_SD, w_in, w_out, b_in, b_out, weight_A, h)
+        ctx.rest = (rows, form, gated, work)
+        return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x_SD, w_in, w_out, b_in, b_out, weight_A, h = ctx.saved_tensors
-        rows, form, gated, layout = ctx.rest
+        rows, form, gated, work = ctx.rest
+        if torch.is_grad_enabled():
+            # A gradient of this gradient may be asked for: autograd differentiates the composed form.
+            def composed(x: Tensor, w_in: Tensor, w_out: Tensor, *rest: Tensor | None) -> Tensor:
+                return Loop().ffn(x, StackedFFN(w_in, w_out, *rest[:2], form, gated), rows, rest[2])
+
+            given = (x_SD, w_in, w_out, b_in, b_out, weight_A)
+            return *differentiable(composed, given, ctx.needs_input_grad[:6], dy), None, None, None
+        x_SD = x_SD.contiguous()
         need_x, need_in, need_out, need_bin, need_bout, need_weight = ctx.needs_input_grad[:6]
         dtype, dispatch = x_SD.dtype, rows.dispatch
-        live = sum(c > 0 for c in layout.count) / len(layout.count)
 
-        weight_R1 = dweight_R = dx = None
-        if dispatch is not None and weight_A is not None:
-            weight_R1 = weight_A[dispatch.order_R].unsqueeze(1).to(dtype)
-            if need_weight:
-                dweight_R = weight_R1.new_empty(len(weight_R1), dtype=torch.promote_types(dtype, torch.float32))
-        mode = 1 if dispatch is None else 2 if rows.own_inputs else 0
-        if need_x:
-            if mode == 0:
-                dx = POOL.empty((layout.total, x_SD.shape[1]), dtype)
-            else:
-                dx = torch.zeros_like(x_SD) if mode == 2 else torch.empty_like(x_SD)
-        dw_in, dw_out, db_in, db_out = (
-            _gradient_like(p, layout, live) if need else None
-            for p, need in ((w_in, need_in), (w_out, need_out), (b_in, need_bin), (b_out, need_bout))
-        )
-        token_R = None if dispatch is None else dispatch.token_R
-        gradients = (dx, mode, dweight_R, dw_in, dw_out, db_in, db_out)
-        operands = (x_SD, rows.source_R, w_in, w_out, b_out, form, gated, h, dy.contiguous(), token_R, weight_R1)
-        _run(_compiled()[0][1], layout, operands + gradients)
-
-        if dx is not None and mode == 0:
-            dx = _sum_by_token(dx, dispatch.combine, rows, layout, None)
+        token_R = weight_R1 = dweight_R = None
+        if dispatch is not None:
+            token_R = dispatch.token_R
+            if weight_A is not None:
+                weight_R1 = weight_A[dispatch.order_R].unsqueeze(1).to(dtype)
+        wants_weight = need_weight and weight_R1 is not None
+        needs = ((w_in, need_in), (w_out, need_out), (b_in, need_bin), (b_out, need_bout))
+        dy = dy.contiguous()
+        if isinstance(work, Padding):
+            gradients = [torch.empty_like(p) if need else None for p, need in needs]
+            operands = (x_SD, rows.source_R, w_in, w_out, b_out, form, gated, h, dy, token_R, weight_R1)
+            with _plain_operations():
+                dx, dweight_R = padded.backward(*operands, work, need_x, wants_weight, *gradients)
+            _clear(gradients, work.untouched)
+        else:
+            gradients = [_gradient_like(p, work) if need else None for p, need in needs]
+            token_P = _source(Rows(rows.segments), work) if dispatch is None else work.spread(token_R)
+            weight_P1 = None if weight_R1 is None else work.spread(weight_R1)
+            dx = POOL.empty((work.total, x_SD.shape[1]), dtype) if need_x else None
+            dweight_R = (
+                torch.empty(work.total, dtype=torch.promote_types(dtype, torch.float32))
+                if wants_weight
+                else None
+            )
+            operands = (x_SD, _source(rows, work), w_in, w_out, b_out, form, gated, h, dy, token_P, weight_P1)
+            _run(_compiled()[0][1], work, (*operands, dx, dweight_R, *gradients))
+            if dweight_R is not None and work.row_R is not None:
+                dweight_R = dweight_R.index_select(0, work.row_R)
+        if dx is not None:
+            dx = _to_source(dx, rows, work, x_SD)
         dweight_A = None
         if dweight_R is not None:
             dweight_A = weight_A.new_zeros(weight_A.shape)
             dweight_A[dispatch.order_R] = dweight_R.to(weight_A.dtype)
-        return dx, dw_in, dw_out, db_in, db_out, dweight_A, None, None, None
+        return dx, *gradients, dweight_A, None, None, None
+
+
+def _row_bytes(w_in: Tensor, w_out: Tensor) -> int:
+    """Bytes of the buffers of the backward pass per row."""
+    return (2 * w_out.shape[1] + 3 * w_out.shape[2] + w_in.shape[1]) * w_in.itemsize
+
+
+def _source(rows: Rows, layout: Layout) -> Tensor | None:
+    """Source row of each buffer row, 0 for padding; ``None`` when it is its own number."""
+    if rows.source_R is None:
+        return None if layout.row_R is None else layout.spread(torch.arange(layout.rows))
+    return layout.spread(rows.source_R)
+
+
+def _to_source(dx: Tensor, rows: Rows, work: Padding | Layout, x_SD: Tensor) -> Tensor:
+    """The gradient of buffer rows as that of the rows they were gathered from."""
+    if rows.dispatch is not None and not rows.own_inputs:
+        return _sum_by_token(dx, rows.dispatch.combine, work.row_R, None)
+    if work.row_R is not None:
+        dx = dx.index_select(0, work.row_R)
+    if rows.dispatch is None:
+        return dx
+    return torch.zeros_like(x_SD).index_copy_(0, rows.source_R, dx)
+
+
+def _plain_operations() -> AbstractContextManager:
+    """No autocast: dtypes have been settled.  Entering its context costs too much to do so for nothing."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _run(function: Callable, layout: Layout, operands: tuple) -> None:
     """The pass over all experts: those worth all threads together, then the others one per thread."""
     operands = tuple(o.detach() if isinstance(o, Tensor) else o for o in operands)
-    arrays = (layout.start, layout.count, layout.place, layout.size)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    arrays = (layout.chunks, layout.experts, layout.count, layout.place, layout.size, layout.largest)
+    lists = [jobs for jobs in layout.lists if jobs]
+    with _plain_operations():
         if layout.together:
-            function(layout.together, *arrays, *operands, layout.largest)
-        lists = [experts for experts in layout.lists if experts]
+            function(layout.together, *arrays, *operands)
         if lists:
-            team.run(lambda number: function(lists[number], *arrays, *operands, layout.largest), len(lists))
+            team.run(lambda number: function(lists[number], *arrays, *operands), len(lists))
 
 
-def _sum_by_token(y_RD: Tensor, combine: Combine, rows: Rows, layout: Layout, weight_A: Tensor | None) -> Tensor:
+def _sum_by_token(y_RD: Tensor, combine: Combine, row_R: Tensor | None, weight_A: Tensor | None) -> Tensor:
     """Each token's rows, weighted and added in the order of its assignments: ``[R, D] -> [T, D]``."""
-    row_A = combine.row_A
-    if layout.padded:
-        shift_N = torch.tensor(layout.place) - torch.tensor(layout.start)
-        row_A = row_A + shift_N[rows.dispatch.expert_A[combine.assignment_A]]  # type: ignore[union-attr]
+    row_A = combine.row_A if row_R is None else row_R[combine.row_A]
     if not len(row_A) or not y_RD.shape[1]:
         return y_RD.new_zeros(len(combine.start_T1) - 1, y_RD.shape[1])
-    weights = None if weight_A is None else weight_A[combine.assignment_A].to(y_RD.dtype)
+    weights = None if weight_A is None else combine.weights(weight_A).to(y_RD.dtype)
     return F.embedding_bag(
         row_A, y_RD, combine.start_T1, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
 
 
-def _gradient_like(param: Tensor, layout: Layout, live: float) -> Tensor:
+def _gradient_like(param: Tensor, layout: Layout) -> Tensor:
     """Memory for a gradient in the layout of its parameter, zero for experts without rows."""
     order = sorted(range(param.dim()), key=lambda d: -param.stride(d))
     shape = tuple(param.shape[d] for d in order)
     back = [order.index(d) for d in range(param.dim())]
-    zeros = POOL.zeros(shape, param.dtype, live)
-    if zeros is not None:
-        return zeros.permute(back)
+    if 2 * len(layout.experts) < param.shape[0]:
+        return POOL.zeros(shape, param.dtype).permute(back)
     gradient = POOL.empty(shape, param.dtype).permute(back)
-    for e, count in enumerate(layout.count):
-        if not count:
-            gradient[e].zero_()
+    _clear([gradient], set(range(param.shape[0])) - set(layout.experts))
     return gradient
+
+
+def _clear(gradients: list[Tensor | None], experts: Iterable[int]) -> None:
+    """Exactly zero for experts without rows."""
+    for e in experts:
+        for gradient in gradients:
+            if gradient is not None:
+                gradient[e].zero_()
 
 
 def _threads() -> int:
@@ -170,14 +275,14 @@ def _threads() -> int:
 
 
 @cache
-def _compiled() -> tuple[tuple[Callable, Callable], bool, str]:
-    """Both passes, compiled where TorchScript is available; whether they are, and why not."""
-    plain = (passes.forward_pass, passes.backward_pass)
+def _compiled() -> tuple[tuple[Callable, ...], str]:
+    """The passes, compiled where TorchScript is available, and how they run or why not compiled."""
+    plain = (passes.forward_pass, passes.backward_pass, passes.token_pass)
     if os.environ.get("PYTORCH_JIT") == "0":
-        return plain, False, "passes run as Python, since PYTORCH_JIT=0"
+        return plain, "passes run as Python, since PYTORCH_JIT=0"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is in maintenance, and says so
-            return tuple(torch.jit.script(f) for f in plain), True, "passes compiled by TorchScript"  # type: ignore[return-value]
+            return tuple(torch.jit.script(function) for function in plain), "passes compiled by TorchScript"
     except Exception as error:
-        return plain, False, f"passes run as Python: TorchScript failed with {' '.join(str(error).split())[:120]}"
+        return plain, f"passes run as Python: TorchScript failed with {' '.join(str(error).split())[:120]}"

@@ -1,52 +1,88 @@
-"""Which experts run where, and how many rows their buffers have.
+"""Buffer rows, chunks, and which thread computes which.
 
 bfloat16 products go through oneDNN, which compiles a kernel for every new number of rows: half a millisecond, several
-times the product itself, and routing makes new numbers in every step.  Buffers are therefore padded to one of 16
-sizes per power of two (at most 1/16 more rows); float32 products take any size as it is.
+times the product itself, and routing makes new numbers in every step.  The rows of an expert are therefore padded to
+one of 16 sizes per power of two (at most 1/16 more); float32 products take any size as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from libmoe.core.dispatch import Segments
 from libmoe.ops.cpu import team
+
+# Reading an expert's weights costs about as much as this many rows of products.
+WEIGHTS_IN_ROWS = 24
+# What the buffers of one chunk may take of a core's second-level cache.
+CHUNK_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of each expert (``start``, ``count``), its buffer rows (``place``, ``size``) and the split over threads."""
+    """Entry i is the i-th expert that has rows: ``count`` of them, padded to ``size``, from buffer row ``place`` on.
 
-    start: list[int]
+    Chunk j is entries ``chunks[j]:chunks[j + 1]``; ``together`` lists chunks that all threads compute together,
+    ``lists`` those of each thread.
+    """
+
+    experts: list[int]
     count: list[int]
     place: list[int]
     size: list[int]
-    total: int
-    largest: int
+    chunks: list[int]
+    rows: int
+    total: int  # buffer rows
+    largest: int  # buffer rows of the largest chunk
     together: list[int]
     lists: list[list[int]]
 
-    @property
-    def padded(self) -> bool:
-        return self.total > self.start[-1] + self.count[-1]
+    @cached_property
+    def row_R(self) -> Tensor | None:
+        """Buffer row of each row; ``None`` when they are the same."""
+        if self.total == self.rows:
+            return None
+        shift = np.subtract(self.place, [0, *accumulate(self.count)][:-1]).repeat(self.count)
+        return torch.from_numpy(shift + np.arange(self.rows))
+
+    def spread(self, values_R: Tensor) -> Tensor:
+        """One value per row as one per buffer row, 0 for padding."""
+        if self.row_R is None:
+            return values_R
+        return values_R.new_zeros(self.total, *values_R.shape[1:]).index_copy_(0, self.row_R, values_R)
 
 
-def lay_out(bounds: Sequence[int], dtype: torch.dtype, threads: int) -> Layout:
-    """The layout for experts with rows ``bounds[e]:bounds[e + 1]`` on ``threads`` threads."""
-    start = list(bounds[:-1])
-    count = [t - s for s, t in pairwise(bounds)]
-    pads = dtype in (torch.bfloat16, torch.float16)
-    size = [_round_up(c) for c in count] if pads else count
-    ends = list(accumulate(size))
-    place = [0, *ends[:-1]]
-    # Reading an expert's weights costs about as much as 24 rows of products.
-    together, lists = team.share([c + 24 if c else 0 for c in size], threads)
-    return Layout(start, count, place, size, ends[-1], max(size), together, lists)
+def lay_out(segments: Segments, row_bytes: int, dtype: torch.dtype, threads: int) -> Layout:
+    """The layout of ``segments``, with ``row_bytes`` of buffers per row, for products in ``dtype``."""
+    bounds = segments.bounds
+    experts = [e for e, (s, t) in enumerate(pairwise(bounds)) if t > s]
+    count = [bounds[e + 1] - bounds[e] for e in experts]
+    size = [few_sizes(c) for c in count] if dtype in (torch.bfloat16, torch.float16) else count
+    ends = list(accumulate(size, initial=0))
+    # A chunk stays in the cache, and there are some for each thread.
+    cost = [s + WEIGHTS_IN_ROWS for s in size]
+    limit = sum(cost) / (4 * threads) if threads > 1 else float("inf")
+    chunks, rows, spent = [0], 0, 0
+    for i in range(1, len(experts)):
+        rows, spent = rows + size[i - 1], spent + cost[i - 1]
+        if (rows + size[i]) * row_bytes > CHUNK_BYTES or spent + cost[i] > limit:
+            chunks.append(i)
+            rows = spent = 0
+    chunks.append(len(experts))
+    if not experts:
+        return Layout([], [], [], [], [0], 0, 0, 0, [], [])
+    largest = max(ends[t] - ends[s] for s, t in pairwise(chunks))
+    together, lists = team.share([sum(cost[s:t]) for s, t in pairwise(chunks)], threads)
+    return Layout(experts, count, ends[:-1], size, chunks, bounds[-1], ends[-1], largest, together, lists)
 
 
-def _round_up(count: int) -> int:
+def few_sizes(count: int) -> int:
+    """``count`` rounded up to one of 16 sizes per power of two."""
     step = max(1 << (count.bit_length() - 5), 1) if count > 16 else 1
     return -(-count // step) * step

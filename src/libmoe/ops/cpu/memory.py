@@ -28,7 +28,7 @@ class BlockPool:
     def __init__(self) -> None:
         self._free: dict[int, list[mmap.mmap]] = {}
         # Finalizers run at any time in any thread, so they only append here.
-        self._returned: deque[tuple[int, mmap.mmap]] = deque()
+        self._returned: deque[mmap.mmap] = deque()
         self._lock = threading.Lock()
         self._used = self._kept = self._peak = 0
 
@@ -38,20 +38,21 @@ class BlockPool:
         if wanted < SMALLEST or sys.platform == "win32":
             return torch.empty(shape, dtype=dtype)
         size = _round_up(wanted)
-        block = self._take(size)
-        array = np.frombuffer(block, dtype=np.uint8, count=wanted)
-        weakref.finalize(array, self._returned.append, (size, block)).atexit = False
-        return torch.from_numpy(array).view(dtype).view(shape)
+        with self._lock:
+            self._collect()
+            blocks = self._free.get(size)
+            block = self._again(blocks.pop()) if blocks else self._fresh(size)
+        return self._tensor(block, shape, dtype)
 
-    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, touched: float) -> Tensor | None:
-        """Zeros for a tensor of which only a share ``touched`` will be written.
-
-        Fresh pages of the operating system are zero and take no memory until they are touched, so a mostly
-        untouched tensor is better fresh.  ``None`` when a used block, cleared where needed, is the better choice.
-        """
-        if touched > 0.5 or prod(shape) * dtype.itemsize < SMALLEST:
-            return None
-        return torch.zeros(shape, dtype=dtype)
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Zeros of which little will be written: pages take no memory before somebody touches them."""
+        wanted = prod(shape) * dtype.itemsize
+        if wanted < SMALLEST or sys.platform == "win32":
+            return torch.zeros(shape, dtype=dtype)
+        with self._lock:
+            self._collect()
+            block = self._fresh(_round_up(wanted))
+        return self._tensor(block, shape, dtype)
 
     def release(self) -> None:
         """Give all kept blocks back to the operating system."""
@@ -67,25 +68,31 @@ class BlockPool:
             self._collect()
             return self._kept
 
-    def _take(self, size: int) -> mmap.mmap:
-        with self._lock:
-            self._collect()
-            blocks = self._free.get(size)
-            if blocks:
-                self._kept -= size
-            else:
-                self._shrink(max(self._peak - self._used - size, 0))
-                blocks = [mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)]
-            self._used += size
-            self._peak = max(self._peak, self._used)
-            return blocks.pop()
+    def _tensor(self, block: mmap.mmap, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        array = np.frombuffer(block, dtype=np.uint8, count=prod(shape) * dtype.itemsize)
+        weakref.finalize(array, self._returned.append, block).atexit = False
+        return torch.from_numpy(array).view(dtype).view(shape)
+
+    def _again(self, block: mmap.mmap) -> mmap.mmap:
+        self._kept -= len(block)
+        self._count(len(block))
+        return block
+
+    def _fresh(self, size: int) -> mmap.mmap:
+        self._shrink(max(self._peak - self._used - size, 0))
+        self._count(size)
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def _count(self, size: int) -> None:
+        self._used += size
+        self._peak = max(self._peak, self._used)
 
     def _collect(self) -> None:
         while self._returned:
-            size, block = self._returned.popleft()
-            self._free.setdefault(size, []).append(block)
-            self._used -= size
-            self._kept += size
+            block = self._returned.popleft()
+            self._free.setdefault(len(block), []).append(block)
+            self._used -= len(block)
+            self._kept += len(block)
 
     def _shrink(self, limit: int) -> None:
         """Give kept blocks back, largest first, until at most ``limit`` bytes are kept."""
