@@ -23,7 +23,7 @@ class Capabilities:
     Args:
         devices: device types.
         dtypes: of rows and weights, which must agree.
-        ops: of ``ffn``, ``linear``, ``merged``.
+        ops: ``ffn``, ``linear`` or both.
         gradient: differentiable in rows, weights, biases and routing weights.
         deterministic: equal inputs give equal bits, forward and backward.
         batch_invariant: the output of a row does not change by a bit with the rows beside it.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from libmoe.core.dispatch import Segments
 from libmoe.core.errors import ConfigError
+from libmoe.ops.autocast import autocast_dtype
 from libmoe.ops.base import add_bias
 from libmoe.ops.select import AUTO, choose
 from libmoe.ops.task import Rows, StackedFFN, Task
@@ -32,7 +33,7 @@ def grouped_linear(
         ConfigError: unknown or unfit backend, or segments that do not cover the rows.
     """
     segments = segments if isinstance(segments, Segments) else Segments(tuple(segments))
-    dtype = _autocast_dtype(x_RI)
+    dtype = autocast_dtype(x_RI)
     if dtype is not None:
         x_RI, weight_NOI = x_RI.to(dtype), weight_NOI.to(dtype)
         bias_NO = None if bias_NO is None else bias_NO.to(dtype)
@@ -63,7 +64,7 @@ def ffn(
         ConfigError: unknown or unfit backend, or segments that do not cover the rows.
     """
     given = x_SD.dtype
-    dtype = _autocast_dtype(x_SD)
+    dtype = autocast_dtype(x_SD)
     if dtype is not None:
         x_SD, experts = x_SD.to(dtype), experts.to(dtype)
     _check(x_SD, experts.w_in, experts.num_experts, rows.segments if rows.dispatch is None else None)
@@ -87,14 +88,6 @@ def ffn(
     return y if rows.dispatch is None else y.to(given)
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast would give a linear layer here, if any; it leaves float64 alone."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return None
-    return torch.get_autocast_dtype(device)
-
-
 def _check_rows(x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None) -> None:
     if any(p is not None and p.dtype != x_SD.dtype for p in experts.parameters()):
         raise ConfigError(f"the experts' parameters must all be {x_SD.dtype}, as the rows are")
@@ -102,7 +95,9 @@ def _check_rows(x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor 
     if dispatch is None:
         return
     if dispatch.num_experts != experts.num_experts:
-        raise ConfigError(f"a plan for {dispatch.num_experts} experts does not fit {experts.num_experts} experts")
+        raise ConfigError(
+            f"a plan for {dispatch.num_experts} experts does not fit {experts.num_experts} experts"
+        )
     assignments = dispatch.token_A.shape[0]
     source = assignments if rows.own_inputs else dispatch.num_tokens
     if x_SD.shape[0] != source:

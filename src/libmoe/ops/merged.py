@@ -35,8 +35,9 @@ TILE_BYTES = {"cpu": 8 << 20}
 TILE_BYTES_ELSEWHERE = 256 << 20
 # Products with fewer rows of a weight than this run below the speed of the machine.
 MIN_ROWS = 64
-# Multiply-adds in the time of moving one element between memory (or cache) and arithmetic: about 10 on the CPUs
-# measured, where mixing wins up to 4 or 5 tokens per group of 8 experts; on a GPU from its data sheet, 30 to 130.
+# Multiply-adds in the time of moving one element between memory (or cache) and arithmetic: about 10 on the CPU
+# measured, where mixing wins up to 4 or 5 tokens per group of 8 experts.  Elsewhere a guess from the data sheets of
+# GPUs (30 to 130), not measured.
 MOVING = {"cpu": 10}
 MOVING_ELSEWHERE = 100
 

@@ -41,7 +41,7 @@ class Reference(Backend):
         zeros = (
             3.0 * task.num_experts * whole / BYTES_PER_SECOND.get(task.device, 5e11) if task.gradient else 0.0
         )
-        return 2 * roofline(task) + zeros + 1e-5 * task.num_experts
+        return 2 * roofline(task) + zeros + 1e-4 + 5e-5 * task.num_experts
 
     def linear(self, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
         parts = [F.linear(x_RI[s:t], weight_NOI[e]) for e, (s, t) in enumerate(pairwise(segments.bounds))]

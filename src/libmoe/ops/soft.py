@@ -23,7 +23,8 @@ from libmoe.ops.task import Rows, StackedFFN
 
 # Forward FLOPs up to which a CPU is faster with batched products.  Below, they take a half to a third of the time,
 # because they do nothing per expert in Python; above, both are equal on one thread, and the backend for sorted rows
-# has experts instead of barriers to share among several.
+# has experts instead of barriers to share among several.  Other devices always get batched products, which need no
+# counts and one launch each.
 SMALL_ON_CPU = 1e8
 
 

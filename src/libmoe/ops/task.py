@@ -105,9 +105,8 @@ class Rows:
 class Task(NamedTuple):
     """What a backend is asked to do, as far as choosing one depends on it.
 
-    ``op`` is ``ffn`` (stacked FFN experts on sparse rows), ``linear`` (one grouped linear map) or ``merged``
-    (experts averaged in parameter space).  ``rows`` counts computed
-    rows; for a linear map ``hidden`` is the output width.
+    ``op`` is ``ffn`` (stacked FFN experts) or ``linear`` (one grouped linear map, whose output width is ``hidden``).
+    ``rows`` counts computed rows.
     """
 
     op: str
