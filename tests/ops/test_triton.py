@@ -7,6 +7,7 @@ tested without one too.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -86,10 +87,10 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_memory_layouts() -> None:
-    leaves = PLAIN.leaves(torch.float32)
+    leaves = PLAIN.leaves(torch.float32, DEVICE)
     strided = {name: by_columns(leaf) for name, leaf in leaves.items() if leaf.dim() > 1}
     probe().compare(PLAIN, leaves | strided | {"w_out": cut_out(leaves["w_out"])})
-    expanded = torch.ones(1, 1).expand(PLAIN.num_tokens, PLAIN.dim)
+    expanded = torch.ones(1, 1, device=DEVICE).expand(PLAIN.num_tokens, PLAIN.dim)
     probe().compare(PLAIN, leaves | {"x": leaves["x"][:1].expand(leaves["x"].shape)}, expanded)
 
 
@@ -161,7 +162,7 @@ def test_no_count_is_read_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch
         assert all(isinstance(size, int) and size > 0 for size in grid)
         return lambda *args, **kwargs: launched.append(kernel.fn.__name__)
 
-    monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "__getitem__", launch, raising=False)
+    monkeypatch.setattr(triton.runtime.jit.KernelInterface, "__getitem__", launch)
     plan = plans()[name].map(lambda t: t.to("meta"))
     shapes = ((4, 16), (5, 48, 16), (5, 16, 24), (5, 48), (5, 16), (8,))
     leaves = [torch.empty(shape, device="meta", requires_grad=True) for shape in shapes]
@@ -225,18 +226,17 @@ SHAPES = [
 @pytest.mark.parametrize("shared", [232448, 166912, 101376], ids=["sm_90", "sm_80", "sm_86"])
 def test_tiles_fit_every_device(shared: int) -> None:
     device = replace(H200, shared=shared)
-    for problem in SHAPES:
-        chosen = blocks._best(problem, device)
+    for problem, tensor_cores in itertools.product(SHAPES, (True, False)):
+        chosen = blocks.best(problem, device, tensor_cores)
         assert (
             chosen.stages * (chosen.m + chosen.n * problem.results) * chosen.k * problem.dtype.itemsize
             <= shared
         )
-        assert chosen == blocks._best(problem, device)
 
 
 def test_large_problems_get_large_tiles_and_decoding_gets_small_ones() -> None:
     def tile(kind: str, rows: int, results: int = 1) -> Blocks:
-        return blocks._best(Problem(kind, torch.bfloat16, rows, 64, 2048, 1024, results), H200)
+        return blocks.best(Problem(kind, torch.bfloat16, rows, 64, 2048, 1024, results), H200, True)
 
     for kind, results in (("hidden", 2), ("hidden_gradient", 1), ("rows", 1)):
         assert tile(kind, 65536, results).m == 128
@@ -248,6 +248,20 @@ def test_fixed_tiles_ignore_the_number_of_rows() -> None:
     problem = Problem("rows", torch.bfloat16, 1, 64, 2048, 1024)
     assert len({blocks.invariant(replace(problem, rows=rows)) for rows in (0, 1, 100, 10**6)}) == 1
     assert len({blocks.modelled(replace(problem, rows=rows)) for rows in (0, 1, 100, 10**6)}) > 1
+
+
+def test_float32_uses_tensor_cores_only_where_torch_may() -> None:
+    problem = Problem("rows", torch.float32, 65536, 64, 2048, 1024)
+    chosen, before = {}, torch.backends.cuda.matmul.fp32_precision
+    try:
+        for allowed in ("ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = allowed
+            chosen[allowed] = blocks.modelled(problem)
+            assert chosen[allowed].launch(torch.float32)["PRECISION"] == allowed
+            assert chosen[allowed].launch(torch.bfloat16)["PRECISION"] == "ieee"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert chosen["ieee"] in blocks.PLAIN and chosen["tf32"] not in blocks.PLAIN
 
 
 def test_measured_tiles_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class _Loop(torch.autograd.Function):
         return y_RO
 
     @staticmethod
-    def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, ...]:
         x_RI, weight_NOI = ctx.saved_tensors
         if torch.is_grad_enabled():
 
@@ -117,6 +117,8 @@ class GroupedMM(Backend):
             return ok, reason
         if task.dtype != torch.bfloat16:
             return False, "on a GPU it computes in bfloat16 only"
+        if not torch.cuda.is_available():
+            return False, "finds no CUDA device"
         if torch.cuda.get_device_capability() < (8, 0):
             return False, "needs a GPU of compute capability 8.0 or higher"
         if task.dim % 8 or task.hidden % 8:

@@ -75,24 +75,31 @@ class StackedFFN:
         return StackedFFN(self.w_in.to(dtype), self.w_out.to(dtype), b_in, b_out, self.activation, self.gated)
 
 
-@dataclass(frozen=True)
 class Rows:
     """Which source row each computed row reads, and what becomes of the results.
 
-    Args:
-        segments: rows of each expert.
-        dispatch: ``None``: the source *is* the sorted rows, and results come back as such rows.  Otherwise rows
-            are gathered as it says, and results are summed by token.
-        own_inputs: the source has one row per assignment rather than one per token.
+    ``Rows(segments)``: the source *is* the sorted rows, and results come back as such rows.
+    ``Rows.of(dispatch)``: rows are gathered from tokens as the dispatch says, and results are summed by token; with
+    ``own_inputs`` the source has one row per assignment rather than one per token.
     """
 
-    segments: Segments
-    dispatch: Dispatch | None = None
-    own_inputs: bool = False
+    __slots__ = ("_segments", "dispatch", "own_inputs")
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments: Segments | None = segments
+        self.dispatch: Dispatch | None = None
+        self.own_inputs = False
 
     @classmethod
     def of(cls, dispatch: Dispatch, own_inputs: bool = False) -> Rows:
-        return cls(dispatch.segments, dispatch, own_inputs)
+        rows = cls.__new__(cls)
+        rows._segments, rows.dispatch, rows.own_inputs = None, dispatch, own_inputs
+        return rows
+
+    @property
+    def segments(self) -> Segments:
+        """Rows of each expert; those of a dispatch are computed when first asked for."""
+        return self._segments if self.dispatch is None else self.dispatch.segments  # type: ignore[return-value]
 
     @property
     def source_R(self) -> Tensor | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from libmoe.core.dispatch import Combine, Dispatch, Segments
 from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable
-from libmoe.ops.cpu import padded, passes, team
+from libmoe.ops.cpu import copied, padded, passes, team
 from libmoe.ops.cpu.elementwise import FORMS
 from libmoe.ops.cpu.layout import Layout, lay_out
 from libmoe.ops.cpu.memory import POOL
@@ -62,45 +62,55 @@ class FusedCPU(Backend):
         form, gated = FORMS[experts.activation], experts.gated
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return _Fused.apply(*tensors, rows, form, gated)
-        if rows.dispatch is not None and rows.dispatch.num_tokens == 1 and not rows.own_inputs:
-            return _one_token(x_SD, experts, rows.dispatch, weight_A)
+        if (
+            rows.dispatch is not None
+            and 0 < rows.dispatch.num_tokens <= copied.MOST_TOKENS
+            and not rows.own_inputs
+        ):
+            y_TD = _few_tokens(x_SD, experts, rows.dispatch, weight_A)
+            if y_TD is not None:
+                return y_TD
         return _forward(False, *tensors, rows, form, gated)[0]
 
 
-def _one_token(x_1D: Tensor, experts: StackedFFN, dispatch: Dispatch, weight_A: Tensor | None) -> Tensor:
-    """Decoding: no sorting, no gathering."""
-    expert_A, kept_A = dispatch.expert_A, dispatch.kept_A
-    if kept_A is not None:
-        expert_A = expert_A[kept_A]
-        weight_A = None if weight_A is None else weight_A[kept_A]
-    chosen = expert_A.tolist()
-    y_AD = torch.empty((len(chosen), x_1D.shape[1]), dtype=x_1D.dtype)
-    parameters = tuple(None if p is None else p.detach() for p in experts.parameters())
+def _few_tokens(
+    x_TD: Tensor, experts: StackedFFN, dispatch: Dispatch, weight_A: Tensor | None
+) -> Tensor | None:
+    """Decoding: no sorting, no gathering.  ``None`` where there is too much to do for that."""
+    expert_A, tokens, k = dispatch.expert_A, dispatch.num_tokens, dispatch.k
+    if dispatch.kept_A is not None:
+        if tokens > 1:
+            return None
+        expert_A = expert_A[dispatch.kept_A]
+        weight_A = None if weight_A is None else weight_A[dispatch.kept_A]
+        k = len(expert_A)
+    copies = copied.size(len(expert_A), experts) <= copied.MOST_BYTES
+    if not k or not (copies or tokens == 1):
+        return None
+    operands = (x_TD.contiguous(), *experts.parameters(), FORMS[experts.activation], experts.gated)
+    with _plain_operations():
+        if copies:
+            return _compiled()[0][3](expert_A, *operands, weight_A)
+        return copied.combine(_token_by_threads(expert_A.tolist(), *operands), tokens, weight_A)
+
+
+def _token_by_threads(chosen: list[int], x_1D: Tensor, w_in: Tensor, w_out: Tensor, *rest: Any) -> Tensor:
+    """The experts of one token, shared out to threads where that pays: ``[A, D]``."""
+    y_AD = x_1D.new_empty(len(chosen), x_1D.shape[1])
     operands = (
         chosen,
-        x_1D.detach().contiguous(),
-        *parameters,
-        FORMS[experts.activation],
-        experts.gated,
+        *(o.detach() if isinstance(o, Tensor) else o for o in (x_1D, w_in, w_out, *rest)),
         y_AD,
     )
-    if y_AD.dtype in padded.CALL_SECONDS and padded.copying_is_cheap(experts):
-        y_AD = padded.one_token(expert_A, *operands[1:-1])
+    # Waking threads takes about as long as reading half a megabyte.
+    size = len(chosen) * (w_in[0].nbytes + w_out[0].nbytes)
+    threads = min(_threads(), len(chosen), 1 + size // (1 << 19))
+    function = _compiled()[0][2]
+    if threads > 1:
+        team.run(lambda number: function(list(range(number, len(chosen), threads)), *operands), threads)
     else:
-        # Waking threads takes about as long as reading 200 kB.
-        weights = len(chosen) * (experts.w_in[0].nbytes + experts.w_out[0].nbytes)
-        threads = min(_threads(), len(chosen), 1 + weights // 200_000)
-        function = _compiled()[0][2]
-        with _plain_operations():
-            if threads > 1:
-                team.run(
-                    lambda number: function(list(range(number, len(chosen), threads)), *operands), threads
-                )
-            else:
-                function(list(range(len(chosen))), *operands)
-    if weight_A is None:
-        return y_AD.sum(0, keepdim=True)
-    return torch.mm(weight_A.detach().to(y_AD.dtype).unsqueeze(0), y_AD)
+        function(list(range(len(chosen))), *operands)
+    return y_AD
 
 
 def _forward(
@@ -153,8 +163,10 @@ class _Fused(torch.autograd.Function):
         rows, form, gated, work = ctx.rest
         if torch.is_grad_enabled():
             # A gradient of this gradient may be asked for: autograd differentiates the composed form.
-            def composed(x: Tensor, w_in: Tensor, w_out: Tensor, *rest: Tensor | None) -> Tensor:
-                return Loop().ffn(x, StackedFFN(w_in, w_out, *rest[:2], form, gated), rows, rest[2])
+            def composed(
+                x: Tensor, w_in: Tensor, w_out: Tensor, b_in: Any, b_out: Any, weight_A: Any
+            ) -> Tensor:
+                return Loop().ffn(x, StackedFFN(w_in, w_out, b_in, b_out, form, gated), rows, weight_A)
 
             given = (x_SD, w_in, w_out, b_in, b_out, weight_A)
             return *differentiable(composed, given, ctx.needs_input_grad[:6], dy), None, None, None
@@ -277,7 +289,7 @@ def _threads() -> int:
 @cache
 def _compiled() -> tuple[tuple[Callable, ...], str]:
     """The passes, compiled where TorchScript is available, and how they run or why not compiled."""
-    plain = (passes.forward_pass, passes.backward_pass, passes.token_pass)
+    plain = (passes.forward_pass, passes.backward_pass, passes.token_pass, copied.copied_pass)
     if os.environ.get("PYTORCH_JIT") == "0":
         return plain, "passes run as Python, since PYTORCH_JIT=0"
     try:

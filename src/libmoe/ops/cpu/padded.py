@@ -18,7 +18,6 @@ from libmoe.core.dispatch import Segments
 from libmoe.ops.cpu.elementwise import act, act_backward
 from libmoe.ops.cpu.layout import few_sizes
 from libmoe.ops.cpu.memory import POOL
-from libmoe.ops.task import StackedFFN
 
 # Of one thread of a current server core; they only have to rank the two ways.  Products in float32 and float64 go
 # through MKL, which starts in three microseconds: nothing to gain.
@@ -65,18 +64,16 @@ def worthwhile(
     return _padding(bounds, count, None if whole <= copied else touched, cap)
 
 
-def copying_is_cheap(experts: StackedFFN) -> bool:
-    """Whether copying an expert's weights takes less time than starting two products."""
-    size = experts.w_in[0].nbytes + experts.w_out[0].nbytes
-    return size / COPY_BYTES_PER_SECOND < 2 * CALL_SECONDS[experts.w_in.dtype]
-
-
 def _padding(bounds: tuple[int, ...], count: list[int], experts: list[int] | None, cap: int) -> Padding:
-    slots = list(range(len(count))) if experts is None else experts
+    if experts is not None:
+        # Few different numbers of experts, for the same reason as few numbers of rows; what fills up has no rows.
+        step = max(1 << (len(experts).bit_length() - 3), 1)
+        experts = experts + [experts[0]] * (-len(experts) % step)
+    slots = list(range(len(count))) if experts is None else list(dict.fromkeys(experts))
     shift = [slot * cap - bounds[e] for slot, e in enumerate(slots)]
     row_R = np.repeat(shift, [count[e] for e in slots]) + np.arange(bounds[-1])
     untouched = [e for e, c in enumerate(count) if not c]
-    return Padding(cap, experts, untouched, torch.from_numpy(row_R), len(slots) * cap)
+    return Padding(cap, experts, untouched, torch.from_numpy(row_R), len(experts or slots) * cap)
 
 
 def forward(
@@ -112,33 +109,6 @@ def forward(
     if b_out is not None:
         y += b_out.unsqueeze(1)
     return y.view(-1, dim), h
-
-
-def one_token(
-    expert_A: Tensor,
-    x_1D: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    b_in: Tensor | None,
-    b_out: Tensor | None,
-    form: str,
-    gated: bool,
-) -> Tensor:
-    """One token through each of its experts, whose weights are copied side by side: ``[1, D] -> [A, D]``."""
-    h = torch.bmm(
-        x_1D.expand(len(expert_A), *x_1D.shape), w_in.index_select(0, expert_A).transpose(1, 2)
-    ).squeeze(1)
-    if b_in is not None:
-        h += b_in.index_select(0, expert_A)
-    a = torch.empty((len(expert_A), w_out.shape[2]), dtype=h.dtype)
-    if gated:
-        gate, up = h.chunk(2, dim=1)
-        act(form, gate, a)
-        a.mul_(up)
-    else:
-        act(form, h, a)
-    y = torch.bmm(a.unsqueeze(1), w_out.index_select(0, expert_A).transpose(1, 2)).squeeze(1)
-    return y if b_out is None else y.add_(b_out.index_select(0, expert_A))
 
 
 def backward(

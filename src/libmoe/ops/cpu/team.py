@@ -43,7 +43,6 @@ def _runtime() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(path)
         library.GOMP_parallel.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
-        library.omp_get_thread_num.restype = ctypes.c_int
     except (OSError, AttributeError) as error:
         return None, f"{path}: {error}"
     return library, path
@@ -68,16 +67,14 @@ def run(work: Callable[[int], None], threads: int) -> None:
                 work(number)
         return
     # What torch keeps per thread has to be set in each of them.
-    inference = torch.is_inference_mode_enabled()
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
     failures: list[BaseException] = []
-    reached = set()
+    numbers = iter(range(threads))
 
     def body(_: object) -> None:
-        number = library.omp_get_thread_num()
-        reached.add(number)
         try:
-            with torch.inference_mode(inference), torch.no_grad():
-                work(number)
+            with mode():
+                work(next(numbers))
         except BaseException as error:
             failures.append(error)
 
@@ -86,7 +83,7 @@ def run(work: Callable[[int], None], threads: int) -> None:
     if failures:
         raise failures[0]
     with torch.no_grad():  # a team may be smaller than asked for, for example inside another parallel region
-        for number in sorted(set(range(threads)) - reached):
+        for number in numbers:
             work(number)
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from libmoe.ops.base import Backend, Capabilities
 from libmoe.ops.cpu.elementwise import FORMS
 from libmoe.ops.portable import Loop, roofline
 from libmoe.ops.task import Rows, StackedFFN, Task
-
-if TYPE_CHECKING:
-    from libmoe.ops.triton.blocks import Choose
+from libmoe.ops.triton.blocks import Choose, invariant, modelled, on_tensor_cores
 
 LARGEST = 2**31  # positions within one expert's weights, and rows, are 32-bit numbers in the kernels
 MOST_EXPERTS = 8192  # each program of the schedule looks at all experts
@@ -73,7 +71,7 @@ class Triton(Backend):
         if self.capabilities.interpreted:
             return 1e6 * (1 + roofline(task))  # never chosen for work
         if task.dtype == torch.float32:  # without tensor cores unless TF32 is allowed
-            factor = 2.0 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 5.0
+            factor = 2.0 if on_tensor_cores(task.dtype) else 5.0
         else:  # as an FFN it saves the copies around each product
             factor = 1.2 if task.op == "ffn" else 1.4
         return factor * roofline(task) + 5e-5
@@ -105,8 +103,6 @@ class BatchInvariantTriton(Triton):
     name: ClassVar[str] = "triton_invariant"
 
     def __init__(self) -> None:
-        from libmoe.ops.triton.blocks import invariant
-
         super().__init__(invariant)
         self.capabilities = replace(self.capabilities, batch_invariant=True)
 
@@ -129,8 +125,6 @@ def _default() -> Choose:
         from libmoe.ops.triton.tune import measured
 
         return measured
-    from libmoe.ops.triton.blocks import modelled
-
     return modelled
 
 

@@ -32,9 +32,8 @@ class Blocks:
 
     def launch(self, dtype: torch.dtype) -> dict[str, Any]:
         """Arguments that every product kernel takes."""
-        tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
         return {
-            "PRECISION": "tf32" if tf32 else "ieee",
+            "PRECISION": "tf32" if dtype == torch.float32 and on_tensor_cores(dtype) else "ieee",
             "BLOCK_M": self.m,
             "BLOCK_N": self.n,
             "BLOCK_K": self.k,
@@ -105,14 +104,18 @@ TENSOR_CORES = tuple(
 PLAIN = tuple(Blocks(*shape) for shape in ((64, 64, 32, 4, 2), (32, 64, 32, 4, 2), (16, 64, 32, 4, 2)))
 
 
-def candidates(problem: Problem, device: Device) -> list[Blocks]:
+def on_tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` run there: float32 only where torch's own products may be TF32."""
+    return dtype.itemsize < 4 or torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def candidates(problem: Problem, device: Device, tensor_cores: bool) -> list[Blocks]:
     """Tiles that fit the shared memory and the registers."""
-    size = problem.dtype.itemsize
-    aligned = problem.inner % 16 == 0 and problem.outer % 16 == 0
-    full_float32 = size == 4 and torch.backends.cuda.matmul.fp32_precision != "tf32"
-    table, most = (PLAIN, 32) if full_float32 or not aligned else (TENSOR_CORES, 128)
-    if size == 4:
-        table = tuple(replace(b, k=b.k // 2) for b in table)
+    table, most = PLAIN, 32
+    if tensor_cores and problem.inner % 16 == 0 and problem.outer % 16 == 0:
+        table, most = TENSOR_CORES, 128
+        if problem.dtype == torch.float32:
+            table = tuple(replace(b, k=b.k // 2) for b in table)
     if problem.kind == "weight_gradient":
         table = tuple(b for b in table if b.m >= 32)
     return [
@@ -153,17 +156,20 @@ def modelled(problem: Problem, run: Callable[[Blocks], object] | None = None) ->
     """The candidate that the cost model ranks first."""
     # Within a quarter of a power of two of rows the ranking does not change.
     step = 1 << max(problem.rows.bit_length() - 3, 0)
-    return _best(replace(problem, rows=-(-problem.rows // step) * step), current_device())
+    problem = replace(problem, rows=-(-problem.rows // step) * step)
+    return best(problem, current_device(), on_tensor_cores(problem.dtype))
 
 
 def invariant(problem: Problem, run: Callable[[Blocks], object] | None = None) -> Blocks:
     """Tiles that do not depend on the number of rows, so that neither do the bits of a row's result."""
-    return _best(replace(problem, rows=64 * problem.num_experts), current_device())
+    problem = replace(problem, rows=64 * problem.num_experts)
+    return best(problem, current_device(), on_tensor_cores(problem.dtype))
 
 
 @lru_cache(maxsize=4096)
-def _best(problem: Problem, device: Device) -> Blocks:
-    choices = candidates(problem, device)
+def best(problem: Problem, device: Device, tensor_cores: bool) -> Blocks:
+    """The candidate with the least estimated time."""
+    choices = candidates(problem, device, tensor_cores)
     if not choices:
         raise ConfigError(f"backend 'triton' has no tiles that fit {device.shared} bytes of shared memory")
     return min(choices, key=lambda b: seconds(problem, b, device))

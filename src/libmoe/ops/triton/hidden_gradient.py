@@ -52,6 +52,8 @@ def hidden_gradient(
     def run(blocks: Blocks) -> Tensor | None:
         tiles, parts = schedule.tiles(blocks.m), triton.cdiv(width, blocks.n)
         dots_RP = h.new_empty(schedule.rows, parts, dtype=torch.float32) if need_dots else None
+        # Ten registers too many would leave a processor with one program, and nothing to do in its long epilogue.
+        limit = 128 if blocks.m * blocks.n <= 64 * 32 * blocks.warps else None
         _hidden_gradient[(tiles.capacity * parts,)](
             dy_SD,
             token_R,
@@ -72,6 +74,7 @@ def hidden_gradient(
             GATED=gated,
             FORM=form,
             FULL=dim % blocks.k == 0 and width % blocks.n == 0,
+            maxnreg=limit,
             **blocks.launch(dy_SD.dtype),
         )
         return dots_RP

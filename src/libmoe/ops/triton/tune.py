@@ -1,14 +1,13 @@
 """Tiles by measurement: every candidate is timed once for a problem, and the fastest is kept on disk.
 
 Used when the environment variable ``LIBMOE_TRITON_TUNE`` is 1.  The file is
-``$LIBMOE_CACHE/triton/<device>-<triton version>.json`` (default ``~/.cache/libmoe``); problems are told apart by
-shape with the rows rounded up to a power of two.  Measuring waits for the device, once for each new problem.
+``triton/<device>-<triton version>.json`` beside that of :mod:`libmoe.ops.autotune`; problems are told apart by shape,
+with the rows rounded up to a power of two.  Measuring waits for the device, once for each new problem.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import astuple, replace
@@ -19,21 +18,24 @@ import torch
 import triton
 import triton.testing
 
-from libmoe.core.files import write_atomically
-from libmoe.ops.triton.blocks import Blocks, Problem, candidates, current_device
+from libmoe.core.files import write_json
+from libmoe.ops.autotune import cache_file
+from libmoe.ops.triton.blocks import Blocks, Problem, candidates, current_device, on_tensor_cores
 
 
 def measured(problem: Problem, run: Callable[[Blocks], object]) -> Blocks:
     """The candidate that runs ``problem`` fastest here; measured if it never was."""
     problem = replace(problem, rows=triton.next_power_of_2(max(problem.rows, 1)))
-    values = (*astuple(problem), torch.backends.cuda.matmul.fp32_precision)
+    tensor_cores = on_tensor_cores(problem.dtype)
+    values = (*astuple(problem), "tensor cores" if tensor_cores else "plain")
     key = " ".join(str(v).removeprefix("torch.") for v in values)
     found = _known(_file())
     if key not in found:
-        times = {blocks: _time(run, blocks) for blocks in candidates(problem, current_device())}
+        choices = candidates(problem, current_device(), tensor_cores)
+        times = {blocks: _time(run, blocks) for blocks in choices}
         found[key] = min(times, key=lambda b: times[b])
         content = {k: astuple(b) for k, b in (_read(_file()) | found).items()}
-        write_atomically(_file(), json.dumps(content, indent=0, sort_keys=True).encode())
+        write_json(_file(), content)
     return found[key]
 
 
@@ -46,9 +48,8 @@ def _time(run: Callable[[Blocks], object], blocks: Blocks) -> float:
 
 
 def _file() -> Path:
-    folder = Path(os.environ.get("LIBMOE_CACHE") or Path.home() / ".cache" / "libmoe").expanduser()
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
-    return folder / "triton" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{triton.__version__}.json"
+    return cache_file().parent / "triton" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{triton.__version__}.json"
 
 
 @cache

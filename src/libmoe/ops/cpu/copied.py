@@ -1,0 +1,60 @@
+"""A few tokens through small experts: the weights of each assignment copied side by side, then batched products.
+
+Copying costs time for each assignment but nothing else does: no sorting, no threads to wake, two products in all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from libmoe.ops.cpu.elementwise import act
+from libmoe.ops.task import StackedFFN
+
+MOST_TOKENS = 16
+MOST_BYTES = 8 << 20  # beyond the caches, reading weights twice costs more than it saves
+
+
+def size(assignments: int, experts: StackedFFN) -> int:
+    """Bytes that would be copied."""
+    return assignments * (experts.w_in[0].nbytes + experts.w_out[0].nbytes)
+
+
+def copied_pass(
+    expert_A: Tensor,
+    x_TD: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    form: str,
+    gated: bool,
+    weight_A: Tensor | None,
+) -> Tensor:
+    """``[T, D]``, where every token has equally many assignments, one after the other (compiled by TorchScript)."""
+    tokens, dim = x_TD.size(0), x_TD.size(1)
+    assignments, hidden = expert_A.size(0), w_out.size(2)
+    k = assignments // tokens
+    x_A1D = x_TD.unsqueeze(1).expand(tokens, k, dim).reshape(assignments, 1, dim)
+    h = torch.bmm(x_A1D, w_in.index_select(0, expert_A).transpose(1, 2)).squeeze(1)
+    if b_in is not None:
+        h.add_(b_in.index_select(0, expert_A))
+    a = torch.empty((assignments, hidden), dtype=h.dtype)
+    if gated:
+        act(form, h.narrow(1, 0, hidden), a)
+        a.mul_(h.narrow(1, hidden, hidden))
+    else:
+        act(form, h, a)
+    y = torch.bmm(a.unsqueeze(1), w_out.index_select(0, expert_A).transpose(1, 2)).squeeze(1)
+    if b_out is not None:
+        y.add_(b_out.index_select(0, expert_A))
+    return combine(y, tokens, weight_A)
+
+
+def combine(y_AD: Tensor, tokens: int, weight_A: Tensor | None) -> Tensor:
+    """Each token's weighted sum: ``[T, D]``."""
+    k = y_AD.size(0) // tokens
+    y_TKD = y_AD.view(tokens, k, y_AD.size(1))
+    if weight_A is None:
+        return y_TKD.sum(1)
+    return torch.bmm(weight_A.to(y_AD.dtype).view(tokens, 1, k), y_TKD).squeeze(1)
