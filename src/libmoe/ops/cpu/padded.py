@@ -67,7 +67,7 @@ def worthwhile(
 def _padding(bounds: tuple[int, ...], count: list[int], experts: list[int] | None, cap: int) -> Padding:
     if experts is not None:
         # Few different numbers of experts, for the same reason as few numbers of rows; what fills up has no rows.
-        step = max(1 << (len(experts).bit_length() - 3), 1)
+        step = 1 << max(len(experts).bit_length() - 3, 0)
         experts = experts + [experts[0]] * (-len(experts) % step)
     slots = list(range(len(count))) if experts is None else list(dict.fromkeys(experts))
     shift = [slot * cap - bounds[e] for slot, e in enumerate(slots)]
