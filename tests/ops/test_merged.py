@@ -300,6 +300,12 @@ def test_a_linear_map_averaged_is_its_outputs_averaged() -> None:
 
 
 @pytest.mark.parametrize("form", ["merge", "mix", "one"])
+def test_gradients_can_be_differentiated_again(form: str) -> None:
+    given = leaves((1 if form == "one" else 2, 2, 2, 3, 2))
+    assert torch.autograd.gradgradcheck(lambda *t: merged_linear(*t, form=form), given)
+
+
+@pytest.mark.parametrize("form", ["merge", "mix", "one"])
 def test_it_can_be_planned_on_meta_and_compiled_whole(form: str) -> None:
     given = leaves((1 if form == "one" else 3, 5, 4, 7, 6), torch.float32)
     y = merged_linear(*given, form=form)

@@ -103,6 +103,7 @@ def test_gradcheck() -> None:
         return batched_ffn(x, StackedFFN(*parameters, activation="gelu"))
 
     assert torch.autograd.gradcheck(run, (x_NRD, *experts.parameters()))
+    assert torch.autograd.gradgradcheck(run, (x_NRD, *experts.parameters()))
 
 
 @pytest.mark.parametrize("trained", ["rows", "w_in", "w_out", "b_in", "b_out"])

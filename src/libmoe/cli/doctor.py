@@ -51,7 +51,7 @@ def run(as_json: bool) -> None:
 
 def gather() -> list[Check]:
     """One entry per check: ``ok`` is None for what is optional and absent."""
-    return [*_versions(), *_machine(), *_data(), *(_optional(module) for module in OPTIONAL)]
+    return [*_versions(), *_machine(), *_backends(), *_data(), *(_optional(module) for module in OPTIONAL)]
 
 
 def _check(what: str, ok: bool | None, found: object) -> Check:
@@ -105,6 +105,14 @@ def _machine() -> list[Check]:
         _attempt("cache folder", _cache),
     ]
     return checks
+
+
+def _backends() -> list[Check]:
+    """What experts can compute with here; how the others fail is no fault of the machine."""
+    from libmoe.ops import backends
+
+    found = {name: backend.verify() for name, backend in backends().items()}
+    return [_check(f"backend {name}", ok or None, reason) for name, (ok, reason) in found.items()]
 
 
 def _memory() -> str:

@@ -104,7 +104,7 @@ def _measure(profile: Any, quiet: bool, as_json: bool) -> None:
 def _introduce(results: dict[str, Any]) -> None:
     """The machine, and which implementations are not there."""
     machine, settings = results["machine"], results["settings"]
-    routing = "a fresh routing in each round" if settings["routings"] > 1 else "one routing, used again"
+    routing = "a fresh routing in each call" if settings["routings"] > 1 else "one routing, used again"
     say(
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['packages']['torch']}; {routing}"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,6 +209,10 @@ class Dispatch:
         torch.cumsum(torch.bincount(self.token_A[by_token_A], minlength=self.num_tokens), 0, out=start_T1[1:])
         return Combine(self.place_A[by_token_A], by_token_A, start_T1)
 
+    def gather(self, x_TD: Tensor) -> Tensor:
+        """The token of each row: ``[T, D] -> [R, D]``."""
+        return _Gather.apply(x_TD, self)
+
     def sum_rows(self, y_RD: Tensor, weight_A: Tensor | None) -> Tensor:
         """Sum over each token's rows, weighted unless ``weight_A`` is ``None``, accumulated in at least float32.
 
@@ -220,14 +225,44 @@ class Dispatch:
             y_TD = y_RD.new_zeros(self.num_tokens, y_RD.shape[1], dtype=acc)
             return y_TD.index_add(0, self.token_R, y_RD.to(acc))
         # Rectangular: undo the sort and sum K columns, without atomics and in an order that never changes.
-        place_A = self.place_A
-        if self.kept_A is not None:  # dropped assignments read an extra row of zeros
-            place_A = place_A.clamp(max=y_RD.shape[0])
-            y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])
-            weight_A = None if weight_A is None else weight_A.masked_fill(~self.kept_A, 0)
-        y_TKD = y_RD[place_A].view(self.num_tokens, self.k, y_RD.shape[1])
+        if self.kept_A is not None and weight_A is not None:
+            weight_A = weight_A.masked_fill(~self.kept_A, 0)
+        y_TKD = _Unsort.apply(y_RD, self).view(self.num_tokens, self.k, y_RD.shape[1])
         if weight_A is None:
             return y_TKD.to(acc).sum(1)
         weight_TK = weight_A.view(self.num_tokens, self.k).to(acc)
         with torch.autocast(y_RD.device.type, enabled=False):
             return torch.bmm(weight_TK.unsqueeze(1), y_TKD.to(acc)).squeeze(1)
+
+
+# Indexing would do in place of these two, but its backward pass adds up rows one by one, where these know better.
+
+
+class _Gather(torch.autograd.Function):
+    """Rows from tokens; backward, each token's sum of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, dispatch: Dispatch) -> Tensor:
+        ctx.dispatch = dispatch
+        return x_TD.index_select(0, dispatch.token_R)
+
+    @staticmethod
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None]:
+        return ctx.dispatch.sum_rows(grad_RD, None).to(grad_RD.dtype), None
+
+
+class _Unsort(torch.autograd.Function):
+    """Rows in the order of the assignments, zeros for dropped ones; backward, the reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, y_RD: Tensor, dispatch: Dispatch) -> Tensor:
+        ctx.dispatch = dispatch
+        place_A = dispatch.place_A
+        if dispatch.kept_A is not None:  # dropped assignments read an extra row of zeros
+            place_A = place_A.clamp(max=y_RD.shape[0])
+            y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])
+        return y_RD.index_select(0, place_A)
+
+    @staticmethod
+    def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor, None]:
+        return grad_AD[ctx.dispatch.order_R], None

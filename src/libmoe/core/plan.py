@@ -150,7 +150,7 @@ class SparsePlan(Plan):
 
     def execute(self, experts: nn.Module, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
         order_R = self.order_R
-        x_RD = x_TD[self.dispatch.token_R] if x_AD is None else x_AD[order_R]
+        x_RD = self.dispatch.gather(x_TD) if x_AD is None else x_AD[order_R]
         if self.scale_input:
             x_RD = x_RD * self.weight_A[order_R].unsqueeze(1).to(x_RD.dtype)
         y_RD = experts.forward_rows(x_RD, self.segments)

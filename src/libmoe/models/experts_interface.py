@@ -97,7 +97,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
         experts = StackedFFN(w_in, w_out, b_in, b_out, activation, gated)
         return ffn(x_TD, experts, Rows.of(dispatch), plan.weight_A, backend).to(hidden_states.dtype)
 
-    h_RH = grouped_linear(x_TD[dispatch.token_R], w_in, dispatch.segments, b_in, backend)
+    h_RH = grouped_linear(dispatch.gather(x_TD), w_in, dispatch.segments, b_in, backend)
     h_RH = self._apply_gate(h_RH) if gated else self.act_fn(h_RH)
     y_RD = grouped_linear(h_RH.to(w_out.dtype), w_out, dispatch.segments, b_out, backend)
     if norm is not None:

@@ -79,13 +79,21 @@ class Backend:
 
     def ffn(self, x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None = None) -> Tensor:
         """Rows through their experts: ``[R, D]``; summed by token with ``weight_A`` to ``[T, D]`` under a dispatch."""
-        x_RD = x_SD if rows.source_R is None else x_SD[rows.source_R]
+        if rows.dispatch is None:
+            x_RD = x_SD
+        else:
+            x_RD = x_SD[rows.dispatch.order_R] if rows.own_inputs else rows.dispatch.gather(x_SD)
         h_RH = add_bias(self.linear(x_RD, experts.w_in, rows.segments), experts.b_in, rows.segments)
         h_RH = hidden(h_RH, experts.activation, experts.gated)
         y_RD = add_bias(self.linear(h_RH, experts.w_out, rows.segments), experts.b_out, rows.segments)
         if rows.dispatch is None:
             return y_RD
         return rows.dispatch.sum_rows(y_RD, weight_A).to(x_SD.dtype)
+
+
+def recorded() -> bool:
+    """Whether a backward pass is itself recorded (``create_graph``), so that its result must be differentiable."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def differentiable(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.ops.autocast import autocast_dtype, without_autocast
+from libmoe.ops.base import differentiable, recorded
 from libmoe.ops.select import AUTO
 
 # Merged weights alive at a time.  On a CPU they stay in its cache; a GPU needs more to be busy.
@@ -202,9 +203,10 @@ class _Merge(torch.autograd.Function):
         return y_GLO
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_GLO: Tensor) -> tuple[Tensor | None, ...]:
         x_GLI, gate_GN, weight_NOI = ctx.saved_tensors
+        if recorded():
+            return differentiable(_reference, ctx.saved_tensors, ctx.needs_input_grad, dy_GLO)
         need_x, need_gate, need_weight = ctx.needs_input_grad
         dy_GLO = dy_GLO.contiguous()  # what arrives may be one number, expanded
         tiles = _Tiles(len(gate_GN), weight_NOI)
@@ -253,9 +255,10 @@ class _Mix(torch.autograd.Function):
         return y_TO.to(x_TI.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, gate_TN, weight_NOI = ctx.saved_tensors
+        if recorded():
+            return differentiable(_mixed, ctx.saved_tensors, ctx.needs_input_grad, dy_TO)
         need_x, need_gate, need_weight = ctx.needs_input_grad
         dy_TO = dy_TO.contiguous()
         dx_TI = x_TI.new_zeros(x_TI.shape, dtype=_wide(x_TI)) if need_x else None
@@ -274,6 +277,12 @@ class _Mix(torch.autograd.Function):
                 if dgate_TN is not None:  # <W x, dy> = <x, W^T dy>, which is at hand
                     dgate_TN[:, e] = product_TI.mul_(x_TI).sum(dim=1, dtype=dgate_TN.dtype)
         return _as(dx_TI, x_TI), _as(dgate_TN, gate_TN), dweight_NOI
+
+
+def _mixed(x_TI: Tensor, gate_TN: Tensor, weight_NOI: Tensor) -> Tensor:
+    """What :class:`_Mix` computes, as autograd differentiates it."""
+    outputs_TNO = torch.einsum("ti,noi->tno", x_TI, weight_NOI)
+    return torch.einsum("tno,tn->to", outputs_TNO, gate_TN.to(outputs_TNO.dtype))
 
 
 def _empty(like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from libmoe.core.dispatch import Segments
-from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable
+from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable, recorded
 from libmoe.ops.task import Task
 
 ANYWHERE = frozenset({"cpu", "cuda", "mps", "xpu"})
@@ -73,7 +73,7 @@ class _Loop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, ...]:
         x_RI, weight_NOI = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if recorded():
 
             def again(x_RI: Tensor, weight_NOI: Tensor) -> Tensor:
                 return Reference().linear(x_RI, weight_NOI, ctx.segments)

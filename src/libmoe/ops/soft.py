@@ -16,7 +16,7 @@ from torch import Tensor
 from libmoe.core.dispatch import Segments
 from libmoe.core.errors import ConfigError
 from libmoe.ops.autocast import autocast_dtype, without_autocast
-from libmoe.ops.base import hidden
+from libmoe.ops.base import differentiable, hidden, recorded
 from libmoe.ops.grouped import ffn
 from libmoe.ops.select import AUTO
 from libmoe.ops.task import Rows, StackedFFN
@@ -74,14 +74,20 @@ class _Batched(torch.autograd.Function):
         with without_autocast(x_NRD):
             h_NRH = _linear(x_NRD, w_in, b_in)
             y_NRD = _linear(hidden(h_NRH, activation, gated), w_out, b_out)
-        ctx.save_for_backward(x_NRD, w_in, w_out, h_NRH)
+        ctx.save_for_backward(x_NRD, w_in, w_out, b_in, b_out, h_NRH)
         ctx.form = activation, gated
         return y_NRD
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_NRD: Tensor) -> tuple[Tensor | None, ...]:
-        x_NRD, w_in, w_out, h_NRH = ctx.saved_tensors
+        *operands, h_NRH = ctx.saved_tensors
+        x_NRD, w_in, w_out, *_ = operands
+        if recorded():
+
+            def composed(x_NRD: Tensor, *parameters: Any) -> Tensor:
+                return _plain(x_NRD, StackedFFN(*parameters, *ctx.form))
+
+            return *differentiable(composed, operands, ctx.needs_input_grad[:5], dy_NRD), None, None
         need_x, need_in, need_out, need_bin, need_bout = ctx.needs_input_grad[:5]
         dy_NRD = dy_NRD.contiguous()  # what arrives may be one number, expanded
         dx = dw_in = dw_out = db_in = None

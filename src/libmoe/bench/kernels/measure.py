@@ -1,8 +1,10 @@
 """One case: every implementation checked, its memory taken, and all timed in turns.
 
-In each round every implementation runs once, in an order that is drawn anew, on the same routing; so slow drifts of
-the machine and what a neighbour leaves in the caches hit all alike.  An implementation leaves the rounds when its
-share of the time is used up, after three rounds at the earliest.
+An implementation makes many calls in a row, as in use, and has several such turns, in an order that is drawn anew; so
+slow drifts of the machine hit all alike.  Calls are not mixed one by one, because implementations would then profit or
+suffer from each other: on a CPU, half-precision products share a cache of 1,024 compiled kernels, one for each
+number of rows, which one implementation fills for another that needs the same ones or takes away from one that needs
+others.  For the same reason each call has another routing.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from libmoe.ops import AUTO, choose, explain
 from libmoe.ops.cpu.memory import POOL
 from libmoe.train.memory import PeakMemory
 
-LEAST, MOST = 3, 200
-"""Rounds."""
+LEAST, MOST, TURNS = 3, 400, 3
+"""Calls of each implementation that are timed, and turns in which it makes them."""
+WARMING = 0.3
+"""Share of a turn that is not timed: what others left in the caches, of data and of compiled kernels, has to go."""
 
 Row = dict[str, Any]
 
@@ -103,19 +107,28 @@ def time_in_turns(
     budget: float,
     seed: int = 0,
 ) -> tuple[dict[str, list[float]], dict[str, Exception]]:
-    """Seconds of each call ``work(round)``, and what the works that raised have raised."""
+    """Seconds of calls ``work(number)``, and what the works that raised have raised."""
     order = random.Random(seed)
     times: dict[str, list[float]] = {name: [] for name in works}
     failures: dict[str, Exception] = {}
-    share = budget / max(len(works), 1)
-    for number in range(MOST):
-        going = [name for name, t in times.items() if len(t) < LEAST or sum(t) < share]
-        if not going:
-            break
+    numbers = dict.fromkeys(works, 0)
+    share = budget / max(len(works), 1) / TURNS
+    for turn in range(TURNS):
+        going = list(times)
         order.shuffle(going)
         for name in going:
+            wanted = -(-LEAST * (turn + 1) // TURNS)
+            spent = 0.0
             try:
-                times[name].append(timed(partial(works[name], number)))
+                while spent < share or len(times[name]) < wanted:
+                    seconds = timed(partial(works[name], numbers[name]))
+                    numbers[name] += 1
+                    # A call that takes longer than the whole turn has nothing left to warm.
+                    if spent >= WARMING * share or seconds > share:
+                        times[name].append(seconds)
+                    spent += seconds
+                    if len(times[name]) >= MOST * (turn + 1) // TURNS:
+                        break
             except Exception as error:
                 failures[name] = error
                 del times[name]

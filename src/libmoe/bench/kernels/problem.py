@@ -10,8 +10,9 @@ from torch import Tensor
 from libmoe.bench.kernels.routing import Routing, make_routings
 from libmoe.bench.kernels.shapes import Case
 
-FRESH = 32
-"""Different routings that a run goes through in turn."""
+FRESH = 128
+"""Different routings that a run goes through in turn: fewer where that would take more than ``MOST_ASSIGNMENTS``."""
+MOST_ASSIGNMENTS = 1 << 22
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Problem:
                 s.tokens,
                 s.num_experts,
                 s.top_k,
-                FRESH if fresh else 1,
+                max(16, min(FRESH, MOST_ASSIGNMENTS // s.rows)) if fresh else 1,
                 dtype=dtype,
                 device=device,
                 seed=seed + 1,

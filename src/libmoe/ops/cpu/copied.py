@@ -12,12 +12,14 @@ from libmoe.ops.cpu.elementwise import act
 from libmoe.ops.task import StackedFFN
 
 MOST_TOKENS = 16
-MOST_BYTES = 8 << 20  # beyond the caches, reading weights twice costs more than it saves
+# Reading weights twice costs more than it saves where there are many; one token has a cheaper way (``token_pass``).
+MOST_BYTES, MOST_BYTES_OF_ONE = 8 << 20, 2 << 20
 
 
-def size(assignments: int, experts: StackedFFN) -> int:
-    """Bytes that would be copied."""
-    return assignments * (experts.w_in[0].nbytes + experts.w_out[0].nbytes)
+def worthwhile(tokens: int, assignments: int, experts: StackedFFN) -> bool:
+    """Whether there is little enough to copy."""
+    copied = assignments * (experts.w_in[0].nbytes + experts.w_out[0].nbytes)
+    return copied <= (MOST_BYTES_OF_ONE if tokens == 1 else MOST_BYTES)
 
 
 def copied_pass(
@@ -30,13 +32,17 @@ def copied_pass(
     form: str,
     gated: bool,
     weight_A: Tensor | None,
+    w_in_A: Tensor,  # memory for the copies
+    w_out_A: Tensor,
 ) -> Tensor:
     """``[T, D]``, where every token has equally many assignments, one after the other (compiled by TorchScript)."""
+    torch.index_select(w_in, 0, expert_A, out=w_in_A)
+    torch.index_select(w_out, 0, expert_A, out=w_out_A)
     tokens, dim = x_TD.size(0), x_TD.size(1)
     assignments, hidden = expert_A.size(0), w_out.size(2)
     k = assignments // tokens
     x_A1D = x_TD.unsqueeze(1).expand(tokens, k, dim).reshape(assignments, 1, dim)
-    h = torch.bmm(x_A1D, w_in.index_select(0, expert_A).transpose(1, 2)).squeeze(1)
+    h = torch.bmm(x_A1D, w_in_A.transpose(1, 2)).squeeze(1)
     if b_in is not None:
         h.add_(b_in.index_select(0, expert_A))
     a = torch.empty((assignments, hidden), dtype=h.dtype)
@@ -45,7 +51,7 @@ def copied_pass(
         a.mul_(h.narrow(1, hidden, hidden))
     else:
         act(form, h, a)
-    y = torch.bmm(a.unsqueeze(1), w_out.index_select(0, expert_A).transpose(1, 2)).squeeze(1)
+    y = torch.bmm(a.unsqueeze(1), w_out_A.transpose(1, 2)).squeeze(1)
     if b_out is not None:
         y.add_(b_out.index_select(0, expert_A))
     return combine(y, tokens, weight_A)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from libmoe.core.dispatch import Combine, Dispatch, Segments
-from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable
+from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable, recorded
 from libmoe.ops.cpu import copied, padded, passes, team
 from libmoe.ops.cpu.elementwise import FORMS
 from libmoe.ops.cpu.layout import Layout, lay_out
@@ -84,13 +84,18 @@ def _few_tokens(
         expert_A = expert_A[dispatch.kept_A]
         weight_A = None if weight_A is None else weight_A[dispatch.kept_A]
         k = len(expert_A)
-    copies = copied.size(len(expert_A), experts) <= copied.MOST_BYTES
+    copies = copied.worthwhile(tokens, len(expert_A), experts)
     if not k or not (copies or tokens == 1):
         return None
-    operands = (x_TD.contiguous(), *experts.parameters(), FORMS[experts.activation], experts.gated)
-    with _plain_operations():
+    parameters = tuple(None if p is None else p.detach() for p in experts.parameters())
+    operands = (x_TD.detach().contiguous(), *parameters, FORMS[experts.activation], experts.gated)
+    with _plain_operations(), torch.no_grad():
         if copies:
-            return _compiled()[0][3](expert_A, *operands, weight_A)
+            weights = None if weight_A is None else weight_A.detach()
+            memory = (
+                POOL.empty((len(expert_A), *p.shape[1:]), p.dtype) for p in (experts.w_in, experts.w_out)
+            )
+            return _compiled()[0][3](expert_A, *operands, weights, *memory)
         return copied.combine(_token_by_threads(expert_A.tolist(), *operands), tokens, weight_A)
 
 
@@ -161,7 +166,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x_SD, w_in, w_out, b_in, b_out, weight_A, h = ctx.saved_tensors
         rows, form, gated, work = ctx.rest
-        if torch.is_grad_enabled():
+        if recorded():
             # A gradient of this gradient may be asked for: autograd differentiates the composed form.
             def composed(
                 x: Tensor, w_in: Tensor, w_out: Tensor, b_in: Any, b_out: Any, weight_A: Any
@@ -267,7 +272,9 @@ def _gradient_like(param: Tensor, layout: Layout) -> Tensor:
     order = sorted(range(param.dim()), key=lambda d: -param.stride(d))
     shape = tuple(param.shape[d] for d in order)
     back = [order.index(d) for d in range(param.dim())]
-    if 2 * len(layout.experts) < param.shape[0]:
+    if (
+        8 * len(layout.experts) < param.shape[0]
+    ):  # otherwise the faults of fresh pages cost more than clearing
         return POOL.zeros(shape, param.dtype).permute(back)
     gradient = POOL.empty(shape, param.dtype).permute(back)
     _clear([gradient], set(range(param.shape[0])) - set(layout.experts))

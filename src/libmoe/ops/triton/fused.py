@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from libmoe.ops.base import differentiable
+from libmoe.ops.base import differentiable, recorded
 from libmoe.ops.cpu.elementwise import FORMS
 from libmoe.ops.portable import Reference
 from libmoe.ops.task import Rows, StackedFFN
@@ -107,7 +107,7 @@ class _FFN(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *operands, h = ctx.saved_tensors
         at, rows, activation, gated, choose = ctx.rest
-        if torch.is_grad_enabled():
+        if recorded():
 
             def again(x: Tensor, w_in: Tensor, w_out: Tensor, b_in: Any, b_out: Any, weight_A: Any) -> Tensor:
                 experts = StackedFFN(w_in, w_out, b_in, b_out, activation, gated)

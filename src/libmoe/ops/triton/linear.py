@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.dispatch import Segments
-from libmoe.ops.base import differentiable
+from libmoe.ops.base import differentiable, recorded
 from libmoe.ops.portable import Reference
 from libmoe.ops.triton.blocks import Choose
 from libmoe.ops.triton.fused import unit_stride
@@ -36,7 +36,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x_RI, weight_NOI = operands = ctx.saved_tensors
         schedule, segments, choose = ctx.rest
-        if torch.is_grad_enabled():
+        if recorded():
 
             def again(x_RI: Tensor, weight_NOI: Tensor) -> Tensor:
                 return Reference().linear(x_RI, weight_NOI, segments)
