@@ -22,7 +22,7 @@ from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.plan import SparsePlan
 from libmoe.ops import AUTO, Rows, StackedFFN, backends, choose, ffn
 
-SLOW_SECONDS = 3.0
+SLOW_SECONDS = 1.0
 """A call that is bound to take longer by copying alone is left out."""
 FRESH_BYTES_PER_SECOND = {"cpu": 2e9, "cuda": 1e12}
 """Speed at which memory is allocated, filled and added up; on a CPU each fresh page costs a fault."""

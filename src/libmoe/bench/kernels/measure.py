@@ -28,7 +28,7 @@ from libmoe.ops import AUTO, choose, explain
 from libmoe.ops.cpu.memory import POOL
 from libmoe.train.memory import PeakMemory
 
-LEAST, MOST, TURNS = 3, 400, 3
+LEAST, MOST, TURNS = 4, 400, 2
 """Calls of each implementation that are timed, and turns in which it makes them."""
 WARMING = 0.3
 """Share of a turn that is not timed: what others left in the caches, of data and of compiled kernels, has to go."""

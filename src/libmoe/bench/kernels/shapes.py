@@ -123,12 +123,12 @@ def _sweep(tokens: Iterable[int], *models: tuple[int, int, int, int]) -> tuple[S
 BASE = _shapes("1024,96,128,8,2", "2048,256,512,8,2", "2048,256,128,64,8", "512,1024,512,64,8")
 COARSE, FINE, FINEST = (512, 1024, 8, 2), (256, 128, 64, 8), (128, 64, 256, 8)
 OLMOE, QWEN3 = (2048, 1024, 64, 8), (2048, 768, 128, 8)  # OLMoE-1B-7B and Qwen3-30B-A3B
-TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
+TOKENS = (1, 8, 64, 512, 4096)
 
 GRIDS = {
     "quick": Grid((*BASE[:3], Shape(64, *FINE)), budget=2.0),
-    "cpu": Grid((*BASE, *_sweep(TOKENS, COARSE, FINE, FINEST), *_sweep([32768], FINE, FINEST))),
-    "skew": Grid(BASE, routings=("balanced", "zipf", "all-to-one")),
+    "cpu": Grid((*BASE, *_sweep(TOKENS, COARSE, FINE, FINEST), *_sweep([32768], FINE, FINEST)), budget=10.0),
+    "skew": Grid(BASE, routings=("balanced", "zipf", "all-to-one"), steps=("training",), budget=10.0),
     "decode": Grid(_sweep((1, 4, 16, 64), OLMOE, QWEN3), steps=("forward",), dtypes=("bf16",)),
     # Named models first; then the shapes on which SonicMoE (arXiv 2512.14080) reports its throughput.
     "gpu": Grid(
