@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import pytest
@@ -21,8 +21,9 @@ from libmoe.core.dispatch import Segments
 from libmoe.ops import backends
 from libmoe.ops.activations import ACTIVATIONS
 from libmoe.ops.cpu import fused, padded, team
+from libmoe.ops.cpu import layout as layout_module
 from libmoe.ops.cpu.elementwise import FORMS, act, act_backward
-from libmoe.ops.cpu.layout import few_sizes, lay_out
+from libmoe.ops.cpu.layout import Layout, few_sizes, in_pieces, lay_out
 from libmoe.ops.cpu.memory import SMALLEST, BlockPool
 from libmoe.ops.cpu.memory import _round_up as block_size
 from libmoe.testing.backend_cases import Case, Leaves, by_columns, ffn_cases, many_rows, to_experts, top_k
@@ -329,6 +330,30 @@ def test_rows_find_their_places_between_padding() -> None:
     assert nothing.total == nothing.rows == 0 and not nothing.together and not any(nothing.lists)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [[512], [513, 0, 17], [600, 4097], [40_000, 1], [5000, 512, 8191]])
+def test_pieces_cover_the_same_rows(rows: list[int], dtype: torch.dtype) -> None:
+    whole = lay_out(Segments((0, *accumulate(rows))), 5000, dtype, threads=2)
+    cut = in_pieces(whole, 5000, threads=2)
+    assert max(cut.size) <= layout_module.PIECE
+    assert (cut.total, cut.rows) == (whole.total, whole.rows)
+    assert cut.place == [0, *accumulate(cut.size)][:-1]
+
+    def owners(layout: Layout) -> list[int]:
+        """Expert of each buffer row, -1 for padding."""
+        entries = zip(layout.experts, layout.count, layout.size, strict=True)
+        return [owner for e, count, size in entries for owner in [e] * count + [-1] * (size - count)]
+
+    assert owners(cut) == owners(whole)
+
+
+def test_pieces_share_one_expert_among_threads() -> None:
+    everything = lay_out(Segments((0, 4096)), 5000, torch.float32, threads=2)
+    assert everything.together == [0]
+    cut = in_pieces(everything, 5000, threads=2)
+    assert not cut.together and [len(jobs) for jobs in cut.lists] == [4, 4]
+
+
 # -- activations -----------------------------------------------------------------------------------------
 def test_every_activation_is_written_out() -> None:
     assert set(FORMS) == set(ACTIVATIONS)
@@ -353,11 +378,14 @@ def test_written_out_activations_equal_autograd(name: str) -> None:
 
 
 # -- both passes -----------------------------------------------------------------------------------------
-@pytest.fixture(params=["single products", "batched products"])
+@pytest.fixture(params=["single products", "products in pieces", "batched products"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Forces one of the two ways to compute."""
-    if request.param == "single products":
+    """Forces one of the ways to compute."""
+    if request.param != "batched products":
         monkeypatch.setattr(padded, "worthwhile", lambda *args: None)
+        if request.param == "products in pieces":
+            monkeypatch.setattr(layout_module, "PIECE", 3)
+            monkeypatch.setattr(layout_module, "CHUNK_BYTES", 400)
     else:
         monkeypatch.setattr(padded, "CALL_SECONDS", dict.fromkeys(FUSED.capabilities.dtypes, 1e3))
     return request.param

@@ -22,7 +22,7 @@ from libmoe.core.dispatch import Combine, Dispatch, Segments
 from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable, recorded
 from libmoe.ops.cpu import copied, padded, passes, team
 from libmoe.ops.cpu.elementwise import FORMS
-from libmoe.ops.cpu.layout import Layout, lay_out
+from libmoe.ops.cpu.layout import Layout, in_pieces, lay_out
 from libmoe.ops.cpu.memory import POOL
 from libmoe.ops.cpu.padded import Padding
 from libmoe.ops.portable import Loop, roofline
@@ -107,9 +107,12 @@ def _token_by_threads(chosen: list[int], x_1D: Tensor, w_in: Tensor, w_out: Tens
         *(o.detach() if isinstance(o, Tensor) else o for o in (x_1D, w_in, w_out, *rest)),
         y_AD,
     )
-    # Waking threads takes about as long as reading half a megabyte.
+    # Waking threads takes about as long as reading half a megabyte; and other than in float32, where a product of one
+    # row runs on one thread, all threads can read the weights of one expert.
     size = len(chosen) * (w_in[0].nbytes + w_out[0].nbytes)
     threads = min(_threads(), len(chosen), 1 + size // (1 << 19))
+    if x_1D.dtype in padded.CALL_SECONDS and len(chosen) < 2 * threads:
+        threads = 1
     function = _compiled()[0][2]
     if threads > 1:
         team.run(lambda number: function(list(range(number, len(chosen), threads)), *operands), threads)
@@ -141,11 +144,13 @@ def _forward(
         with _plain_operations():
             y, h = padded.forward(x_SD, rows.source_R, w_in, w_out, b_in, b_out, form, gated, padding)
     else:
-        work = layout = lay_out(rows.segments, _row_bytes(w_in, w_out), dtype, _threads())
+        row_bytes, threads = _row_bytes(w_in, w_out), _threads()
+        work = layout = lay_out(rows.segments, row_bytes, dtype, threads)
         h = POOL.empty((layout.total, w_in.shape[1]), dtype) if keep else None
         y = POOL.empty((layout.total, x_SD.shape[1]), dtype)
         source_P = _source(rows, layout)
-        _run(_compiled()[0][0], layout, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
+        pieces = in_pieces(layout, row_bytes, threads)
+        _run(_compiled()[0][0], pieces, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
     if rows.dispatch is not None:
         y = _sum_by_token(y, rows.dispatch.combine, work.row_R, weight_A)
     elif work.row_R is not None:

@@ -22,6 +22,8 @@ from libmoe.ops.cpu import team
 WEIGHTS_IN_ROWS = 24
 # What the buffers of one chunk may take of a core's second-level cache.
 CHUNK_BYTES = 1 << 19
+# Rows from which products are as fast as with any number; what is larger can be cut.
+PIECE = 512
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,46 @@ def lay_out(segments: Segments, row_bytes: int, dtype: torch.dtype, threads: int
     experts = [e for e, (s, t) in enumerate(pairwise(bounds)) if t > s]
     count = [bounds[e + 1] - bounds[e] for e in experts]
     size = [few_sizes(c) for c in count] if dtype in (torch.bfloat16, torch.float16) else count
-    ends = list(accumulate(size, initial=0))
-    # A chunk stays in the cache, and there are some for each thread.
-    cost = [s + WEIGHTS_IN_ROWS for s in size]
-    limit = sum(cost) / (4 * threads) if threads > 1 else float("inf")
-    chunks, rows, spent = [0], 0, 0
-    for i in range(1, len(experts)):
-        rows, spent = rows + size[i - 1], spent + cost[i - 1]
-        if (rows + size[i]) * row_bytes > CHUNK_BYTES or spent + cost[i] > limit:
-            chunks.append(i)
-            rows = spent = 0
-    chunks.append(len(experts))
+    return _schedule(experts, count, size, bounds[-1], row_bytes, threads)
+
+
+def in_pieces(layout: Layout, row_bytes: int, threads: int) -> Layout:
+    """The same buffer rows with large experts cut into several entries, for passes that add nothing up per expert.
+
+    Pieces stay in the cache where all rows would not, and threads can share the rows of one expert.
+    """
+    if layout.largest <= PIECE:
+        return layout
+    experts, count, size = [], [], []
+    for expert, rows, padded in zip(layout.experts, layout.count, layout.size, strict=True):
+        pieces = -(-padded // PIECE)
+        step = PIECE if pieces > 8 else few_sizes(-(-padded // pieces))  # equal pieces, where there are few
+        for start in range(0, padded, step):
+            experts.append(expert)
+            size.append(min(step, padded - start))
+            count.append(min(max(rows - start, 0), size[-1]))
+    return _schedule(experts, count, size, layout.rows, row_bytes, threads)
+
+
+def _schedule(
+    experts: list[int], count: list[int], size: list[int], rows: int, row_bytes: int, threads: int
+) -> Layout:
+    """Chunks that stay in the cache, some for each thread, and who computes which."""
     if not experts:
         return Layout([], [], [], [], [0], 0, 0, 0, [], [])
+    ends = list(accumulate(size, initial=0))
+    cost = [s + WEIGHTS_IN_ROWS for s in size]
+    limit = sum(cost) / (4 * threads) if threads > 1 else float("inf")
+    chunks, chunk_rows, spent = [0], size[0], cost[0]
+    for i in range(1, len(experts)):
+        if (chunk_rows + size[i]) * row_bytes > CHUNK_BYTES or spent + cost[i] > limit:
+            chunks.append(i)
+            chunk_rows = spent = 0
+        chunk_rows, spent = chunk_rows + size[i], spent + cost[i]
+    chunks.append(len(experts))
     largest = max(ends[t] - ends[s] for s, t in pairwise(chunks))
     together, lists = team.share([sum(cost[s:t]) for s, t in pairwise(chunks)], threads)
-    return Layout(experts, count, ends[:-1], size, chunks, bounds[-1], ends[-1], largest, together, lists)
+    return Layout(experts, count, ends[:-1], size, chunks, rows, ends[-1], largest, together, lists)
 
 
 def few_sizes(count: int) -> int:
