@@ -459,16 +459,8 @@ def test_named_grids_and_what_replaces_their_parts() -> None:
     assert {case.routing for case in choose_cases("skew", "cpu")} == {"balanced", "zipf", "all-to-one"}
     assert {case.step for case in choose_cases("decode", "cpu")} == {"forward"}
     assert {case.shape.num_experts for case in choose_cases("cpu", "cpu")} == {8, 64, 256}
-    assert {case.shape.tokens for case in choose_cases("cpu", "cpu")} >= {
-        1,
-        4,
-        16,
-        64,
-        256,
-        1024,
-        4096,
-        32768,
-    }
+    tokens = {case.shape.tokens for case in choose_cases("cpu", "cpu")}
+    assert tokens >= {1, 8, 64, 512, 4096, 32768}
     (only,) = choose_cases(
         "gpu", "cpu", shapes=["8,4,4,2,1"], steps=["forward"], dtypes=["fp32"], routings=["zipf"]
     )
