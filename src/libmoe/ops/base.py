@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,7 +44,7 @@ class Capabilities:
     interpreted: bool = False
 
 
-class Backend:
+class Backend(ABC):
     """One way to compute with stacked experts.
 
     A backend defines :meth:`linear`; one that fuses gathering, activation and summing defines :meth:`ffn` too.
@@ -69,13 +70,13 @@ class Backend:
             return False, "has no gradient"
         return self.verify()
 
+    @abstractmethod
     def seconds(self, task: Task) -> float:
         """Estimated time of ``task``: good enough to rank backends, no more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def linear(self, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
         """``y[r] = weight[e(r)] @ x[r]``: ``[R, I] -> [R, O]``."""
-        raise NotImplementedError
 
     def ffn(self, x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None = None) -> Tensor:
         """Rows through their experts: ``[R, D]``; summed by token with ``weight_A`` to ``[T, D]`` under a dispatch."""

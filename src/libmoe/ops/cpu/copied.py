@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from libmoe.ops.cpu.elementwise import act
+from libmoe.ops.cpu.elementwise import hidden_units
 from libmoe.ops.task import StackedFFN
 
 MOST_TOKENS = 16
@@ -46,11 +46,7 @@ def copied_pass(
     if b_in is not None:
         h.add_(b_in.index_select(0, expert_A))
     a = torch.empty((assignments, hidden), dtype=h.dtype)
-    if gated:
-        act(form, h.narrow(1, 0, hidden), a)
-        a.mul_(h.narrow(1, hidden, hidden))
-    else:
-        act(form, h, a)
+    hidden_units(form, gated, h, a)
     y = torch.bmm(a.unsqueeze(1), w_out_A.transpose(1, 2)).squeeze(1)
     if b_out is not None:
         y.add_(b_out.index_select(0, expert_A))

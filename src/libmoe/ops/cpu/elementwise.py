@@ -50,6 +50,16 @@ def act(form: str, x: Tensor, out: Tensor) -> None:
         out.copy_(x)
 
 
+def hidden_units(form: str, gated: bool, h: Tensor, out: Tensor) -> None:
+    """``out = act(g) * u`` for ``[g, u] = h`` along the last dimension when gated, else ``out = act(h)``."""
+    if gated:
+        last, width = h.dim() - 1, out.size(-1)
+        act(form, h.narrow(last, 0, width), out)
+        out.mul_(h.narrow(last, width, width))
+    else:
+        act(form, h, out)
+
+
 def act_backward(form: str, grad: Tensor, x: Tensor, out: Tensor) -> None:
     """``out = grad * act'(x)``; ``out`` shares no memory with ``grad``."""
     if form == "silu":

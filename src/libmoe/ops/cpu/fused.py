@@ -7,21 +7,19 @@ for every intermediate, and barriers between threads.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from libmoe.core.dispatch import Combine, Dispatch, Segments
-from libmoe.ops.base import FLOATS, Backend, Capabilities, differentiable, recorded
-from libmoe.ops.cpu import copied, padded, passes, team
+from libmoe.core.dispatch import Combine
+from libmoe.ops.base import FLOATS, Capabilities, differentiable, recorded
+from libmoe.ops.cpu import padded, team
+from libmoe.ops.cpu.compiled import compiled, plain_operations
 from libmoe.ops.cpu.elementwise import FORMS
+from libmoe.ops.cpu.few import few_tokens
 from libmoe.ops.cpu.layout import Layout, in_pieces, lay_out
 from libmoe.ops.cpu.memory import POOL
 from libmoe.ops.cpu.padded import Padding
@@ -29,13 +27,15 @@ from libmoe.ops.portable import Loop, roofline
 from libmoe.ops.task import Rows, StackedFFN, Task
 
 
-class FusedCPU(Backend):
+class FusedCPU(Loop):
+    """Products by themselves gain nothing here, so :meth:`linear` is that of ``loop``."""
+
     name: ClassVar[str] = "cpu_fused"
     capabilities = Capabilities(frozenset({"cpu"}), FLOATS, frozenset({"ffn", "linear"}))
 
     def verify(self) -> tuple[bool, str]:
         threaded, where = team.available()
-        how = _compiled()[1]
+        how = compiled().how
         parts = [
             f"threads over experts through {where}" if threaded else f"threads within products ({where})",
             how,
@@ -50,9 +50,6 @@ class FusedCPU(Backend):
     def seconds(self, task: Task) -> float:
         return 1.1 * roofline(task) + 4e-5 + 1e-6 * min(task.num_experts, task.rows)
 
-    def linear(self, x_RI: Tensor, weight_NOI: Tensor, segments: Segments) -> Tensor:
-        return Loop().linear(x_RI, weight_NOI, segments)
-
     def ffn(self, x_SD: Tensor, experts: StackedFFN, rows: Rows, weight_A: Tensor | None = None) -> Tensor:
         tensors = (x_SD, *experts.parameters(), weight_A)
         plain = all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
@@ -62,63 +59,11 @@ class FusedCPU(Backend):
         form, gated = FORMS[experts.activation], experts.gated
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return _Fused.apply(*tensors, rows, form, gated)
-        if (
-            rows.dispatch is not None
-            and 0 < rows.dispatch.num_tokens <= copied.MOST_TOKENS
-            and not rows.own_inputs
-        ):
-            y_TD = _few_tokens(x_SD, experts, rows.dispatch, weight_A)
+        if rows.dispatch is not None and not rows.own_inputs:
+            y_TD = few_tokens(x_SD, experts, rows.dispatch, weight_A)
             if y_TD is not None:
                 return y_TD
         return _forward(False, *tensors, rows, form, gated)[0]
-
-
-def _few_tokens(
-    x_TD: Tensor, experts: StackedFFN, dispatch: Dispatch, weight_A: Tensor | None
-) -> Tensor | None:
-    """Decoding: no sorting, no gathering.  ``None`` where there is too much to do for that."""
-    expert_A, tokens, k = dispatch.expert_A, dispatch.num_tokens, dispatch.k
-    if dispatch.kept_A is not None:
-        if tokens > 1:
-            return None
-        expert_A = expert_A[dispatch.kept_A]
-        weight_A = None if weight_A is None else weight_A[dispatch.kept_A]
-        k = len(expert_A)
-    copies = copied.worthwhile(tokens, len(expert_A), experts)
-    if not k or not (copies or tokens == 1):
-        return None
-    parameters = tuple(None if p is None else p.detach() for p in experts.parameters())
-    operands = (x_TD.detach().contiguous(), *parameters, FORMS[experts.activation], experts.gated)
-    with _plain_operations(), torch.no_grad():
-        if copies:
-            weights = None if weight_A is None else weight_A.detach()
-            memory = (
-                POOL.empty((len(expert_A), *p.shape[1:]), p.dtype) for p in (experts.w_in, experts.w_out)
-            )
-            return _compiled()[0][3](expert_A, *operands, weights, *memory)
-        return copied.combine(_token_by_threads(expert_A.tolist(), *operands), tokens, weight_A)
-
-
-def _token_by_threads(chosen: list[int], x_1D: Tensor, w_in: Tensor, w_out: Tensor, *rest: Any) -> Tensor:
-    """The experts of one token, shared out to threads where that pays: ``[A, D]``."""
-    y_AD = x_1D.new_empty(len(chosen), x_1D.shape[1])
-    operands = (
-        chosen,
-        *(o.detach() if isinstance(o, Tensor) else o for o in (x_1D, w_in, w_out, *rest)),
-        y_AD,
-    )
-    # Waking threads takes about as long as reading half a megabyte; and other than in float32, where a product of one
-    # row runs on one thread, all threads can read the weights of one expert.
-    size = len(chosen) * (w_in[0].nbytes + w_out[0].nbytes)
-    threads = min(_threads(), len(chosen), 1 + size // (1 << 19))
-    if x_1D.dtype in padded.CALL_SECONDS and len(chosen) < 2 * threads:
-        threads = 1
-    function = _compiled()[0][2]
-    if threads > 1:
-        team.run(lambda number: function(list(range(number, len(chosen), threads)), *operands), threads)
-    else:
-        function(list(range(len(chosen))), *operands)
-    return y_AD
 
 
 def _forward(
@@ -141,16 +86,16 @@ def _forward(
     h: Tensor | None
     if padding is not None:
         work = padding
-        with _plain_operations():
+        with plain_operations():
             y, h = padded.forward(x_SD, rows.source_R, w_in, w_out, b_in, b_out, form, gated, padding)
     else:
-        row_bytes, threads = _row_bytes(w_in, w_out), _threads()
+        row_bytes, threads = _row_bytes(w_in, w_out), team.size()
         work = layout = lay_out(rows.segments, row_bytes, dtype, threads)
         h = POOL.empty((layout.total, w_in.shape[1]), dtype) if keep else None
         y = POOL.empty((layout.total, x_SD.shape[1]), dtype)
         source_P = _source(rows, layout)
         pieces = in_pieces(layout, row_bytes, threads)
-        _run(_compiled()[0][0], pieces, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
+        _run(compiled().forward, pieces, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
     if rows.dispatch is not None:
         y = _sum_by_token(y, rows.dispatch.combine, work.row_R, weight_A)
     elif work.row_R is not None:
@@ -195,12 +140,14 @@ class _Fused(torch.autograd.Function):
         if isinstance(work, Padding):
             gradients = [torch.empty_like(p) if need else None for p, need in needs]
             operands = (x_SD, rows.source_R, w_in, w_out, b_out, form, gated, h, dy, token_R, weight_R1)
-            with _plain_operations():
+            with plain_operations():
                 dx, dweight_R = padded.backward(*operands, work, need_x, wants_weight, *gradients)
             _clear(gradients, work.untouched)
         else:
             gradients = [_gradient_like(p, work) if need else None for p, need in needs]
-            token_P = _source(Rows(rows.segments), work) if dispatch is None else work.spread(token_R)
+            source_P = token_P = _source(rows, work)
+            if rows.own_inputs:  # gradients come by token all the same
+                token_P = work.spread(token_R)
             weight_P1 = None if weight_R1 is None else work.spread(weight_R1)
             dx = POOL.empty((work.total, x_SD.shape[1]), dtype) if need_x else None
             dweight_R = (
@@ -208,8 +155,8 @@ class _Fused(torch.autograd.Function):
                 if wants_weight
                 else None
             )
-            operands = (x_SD, _source(rows, work), w_in, w_out, b_out, form, gated, h, dy, token_P, weight_P1)
-            _run(_compiled()[0][1], work, (*operands, dx, dweight_R, *gradients))
+            operands = (x_SD, source_P, w_in, w_out, b_out, form, gated, h, dy, token_P, weight_P1)
+            _run(compiled().backward, work, (*operands, dx, dweight_R, *gradients))
             if dweight_R is not None and work.row_R is not None:
                 dweight_R = dweight_R.index_select(0, work.row_R)
         if dx is not None:
@@ -244,17 +191,12 @@ def _to_source(dx: Tensor, rows: Rows, work: Padding | Layout, x_SD: Tensor) -> 
     return torch.zeros_like(x_SD).index_copy_(0, rows.source_R, dx)
 
 
-def _plain_operations() -> AbstractContextManager:
-    """No autocast: dtypes have been settled.  Entering its context costs too much to do so for nothing."""
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
-
-
 def _run(function: Callable, layout: Layout, operands: tuple) -> None:
     """The pass over all experts: those worth all threads together, then the others one per thread."""
     operands = tuple(o.detach() if isinstance(o, Tensor) else o for o in operands)
     arrays = (layout.chunks, layout.experts, layout.count, layout.place, layout.size, layout.largest)
     lists = [jobs for jobs in layout.lists if jobs]
-    with _plain_operations():
+    with plain_operations():
         if layout.together:
             function(layout.together, *arrays, *operands)
         if lists:
@@ -277,9 +219,7 @@ def _gradient_like(param: Tensor, layout: Layout) -> Tensor:
     order = sorted(range(param.dim()), key=lambda d: -param.stride(d))
     shape = tuple(param.shape[d] for d in order)
     back = [order.index(d) for d in range(param.dim())]
-    if (
-        8 * len(layout.experts) < param.shape[0]
-    ):  # otherwise the faults of fresh pages cost more than clearing
+    if 8 * len(layout.experts) < param.shape[0]:  # with more, faults of fresh pages cost more than clearing
         return POOL.zeros(shape, param.dtype).permute(back)
     gradient = POOL.empty(shape, param.dtype).permute(back)
     _clear([gradient], set(range(param.shape[0])) - set(layout.experts))
@@ -292,21 +232,3 @@ def _clear(gradients: list[Tensor | None], experts: Iterable[int]) -> None:
         for gradient in gradients:
             if gradient is not None:
                 gradient[e].zero_()
-
-
-def _threads() -> int:
-    return torch.get_num_threads() if team.available()[0] else 1
-
-
-@cache
-def _compiled() -> tuple[tuple[Callable, ...], str]:
-    """The passes, compiled where TorchScript is available, and how they run or why not compiled."""
-    plain = (passes.forward_pass, passes.backward_pass, passes.token_pass, copied.copied_pass)
-    if os.environ.get("PYTORCH_JIT") == "0":
-        return plain, "passes run as Python, since PYTORCH_JIT=0"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is in maintenance, and says so
-            return tuple(torch.jit.script(function) for function in plain), "passes compiled by TorchScript"
-    except Exception as error:
-        return plain, f"passes run as Python: TorchScript failed with {' '.join(str(error).split())[:120]}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.dispatch import Segments
-from libmoe.ops.cpu.elementwise import act, act_backward
+from libmoe.ops.cpu.elementwise import act, act_backward, hidden_units
 from libmoe.ops.cpu.layout import few_sizes
 from libmoe.ops.cpu.memory import POOL
 
@@ -42,19 +42,20 @@ def worthwhile(
     segments: Segments, dim: int, hidden: int, gated: bool, dtype: torch.dtype, gradient: bool
 ) -> Padding | None:
     """The padding to use, or ``None`` where single products are estimated to be faster."""
+    if dtype not in CALL_SECONDS:
+        return None
     bounds = segments.bounds
     count = [t - s for s, t in pairwise(bounds)]
     touched = [e for e, c in enumerate(count) if c]
-    if not touched or dtype not in CALL_SECONDS:
+    if not touched:
         return None
     cap = few_sizes(max(count))
     parameters = dim * hidden * (3 if gated else 2)
     passes = 3 if gradient else 1
     row = passes * 2.0 * parameters / FLOPS_PER_SECOND
     weights = passes * parameters * dtype.itemsize / READ_BYTES_PER_SECOND
-    single = sum(max(count[e] * row, weights) for e in touched) + 2 * passes * CALL_SECONDS[dtype] * len(
-        touched
-    )
+    start = 2 * passes * CALL_SECONDS[dtype]
+    single = sum(max(count[e] * row, weights) + start for e in touched)
     whole = len(count) * max(cap * row, weights)
     # Without gradients only the touched experts need to be there, at the price of copying their weights.
     copy = parameters * dtype.itemsize / COPY_BYTES_PER_SECOND
@@ -99,12 +100,7 @@ def forward(
     if b_in is not None:
         h += b_in.unsqueeze(1)
     a = POOL.empty((n, cap, w_out.shape[2]), x.dtype)
-    if gated:
-        gate, up = h.chunk(2, dim=2)
-        act(form, gate, a)
-        a.mul_(up)
-    else:
-        act(form, h, a)
+    hidden_units(form, gated, h, a)
     y = _product(a, w_out.transpose(1, 2))
     if b_out is not None:
         y += b_out.unsqueeze(1)

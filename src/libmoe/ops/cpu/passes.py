@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from libmoe.ops.cpu.elementwise import act, act_backward
+from libmoe.ops.cpu.elementwise import act, act_backward, hidden_units
 
 
 def gather(
@@ -91,11 +91,7 @@ def forward_pass(
             if b_in is not None:
                 h_e.add_(b_in.select(0, experts[i]))
         a = a_buffer.narrow(0, 0, rows)
-        if gated:
-            act(form, h_c.narrow(1, 0, hidden), a)
-            a.mul_(h_c.narrow(1, hidden, hidden))
-        else:
-            act(form, h_c, a)
+        hidden_units(form, gated, h_c, a)
         for i in range(first, last):
             y_e = y.narrow(0, place[i], size[i])
             product(a.narrow(0, place[i] - start, size[i]), w_out.select(0, experts[i]), y_e)
@@ -124,11 +120,7 @@ def token_pass(
         torch.mm(x_1D, w_in.select(0, e).t(), out=h)
         if b_in is not None:
             h.add_(b_in.select(0, e))
-        if gated:
-            act(form, h.narrow(1, 0, hidden), a)
-            a.mul_(h.narrow(1, hidden, hidden))
-        else:
-            act(form, h, a)
+        hidden_units(form, gated, h, a)
         y_e = y_AD.narrow(0, job, 1)
         torch.mm(a, w_out.select(0, e).t(), out=y_e)
         if b_out is not None:

@@ -54,6 +54,11 @@ def available() -> tuple[bool, str]:
     return library is not None, where
 
 
+def size() -> int:
+    """How many threads :func:`run` can put to work."""
+    return torch.get_num_threads() if available()[0] else 1
+
+
 def run(work: Callable[[int], None], threads: int) -> None:
     """Call ``work(0)`` .. ``work(threads - 1)``, each on its own thread of the team, without gradient tracking.
 

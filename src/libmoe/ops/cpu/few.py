@@ -1,0 +1,59 @@
+"""A few tokens without gradients, as in decoding: where sorting and gathering would take longer than computing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from libmoe.core.dispatch import Dispatch
+from libmoe.ops.cpu import copied, padded, team
+from libmoe.ops.cpu.compiled import compiled, plain_operations
+from libmoe.ops.cpu.elementwise import FORMS
+from libmoe.ops.task import StackedFFN
+
+
+def few_tokens(
+    x_TD: Tensor, experts: StackedFFN, dispatch: Dispatch, weight_A: Tensor | None
+) -> Tensor | None:
+    """Decoding: no sorting, no gathering.  ``None`` where there is too much to do for that."""
+    expert_A, tokens, k = dispatch.expert_A, dispatch.num_tokens, dispatch.k
+    if not 0 < tokens <= copied.MOST_TOKENS:
+        return None
+    if dispatch.kept_A is not None:
+        if tokens > 1:
+            return None
+        expert_A = expert_A[dispatch.kept_A]
+        weight_A = None if weight_A is None else weight_A[dispatch.kept_A]
+        k = len(expert_A)
+    copies = copied.worthwhile(tokens, len(expert_A), experts)
+    if not k or not (copies or tokens == 1):
+        return None
+    parameters = tuple(None if p is None else p.detach() for p in experts.parameters())
+    operands = (x_TD.detach().contiguous(), *parameters, FORMS[experts.activation], experts.gated)
+    with plain_operations(), torch.no_grad():
+        if copies:
+            weights = None if weight_A is None else weight_A.detach()
+            # Of this size, the C library reuses memory faster than the pool does.
+            weights_A = (p.new_empty(len(expert_A), *p.shape[1:]) for p in (experts.w_in, experts.w_out))
+            return compiled().copied(expert_A, *operands, weights, *weights_A)
+        return copied.combine(_by_threads(expert_A.tolist(), *operands), tokens, weight_A)
+
+
+def _by_threads(chosen: list[int], x_1D: Tensor, w_in: Tensor, w_out: Tensor, *rest: Any) -> Tensor:
+    """The experts of one token, shared out to threads where that pays: ``[A, D]``."""
+    y_AD = x_1D.new_empty(len(chosen), x_1D.shape[1])
+    operands = (chosen, x_1D, w_in, w_out, *rest, y_AD)
+    # Waking threads takes about as long as reading half a megabyte; and other than in float32, where a product of one
+    # row runs on one thread, all threads can read the weights of one expert.
+    size = len(chosen) * (w_in[0].nbytes + w_out[0].nbytes)
+    threads = min(team.size(), len(chosen), 1 + size // (1 << 19))
+    if x_1D.dtype in padded.CALL_SECONDS and len(chosen) < 2 * threads:
+        threads = 1
+    function = compiled().token
+    if threads > 1:
+        team.run(lambda number: function(list(range(number, len(chosen), threads)), *operands), threads)
+    else:
+        function(list(range(len(chosen))), *operands)
+    return y_AD
