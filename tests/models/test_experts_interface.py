@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
-import inspect
+import importlib.util
 import json
 import multiprocessing
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,145 +28,13 @@ from libmoe.core.errors import ConfigError
 from libmoe.models import experts_interface
 from libmoe.ops.activations import ACTIVATIONS
 
-# What every configuration gets where it has such a field, and what single families need besides.
-TINY: dict[str, Any] = {
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"), 2),
-    **dict.fromkeys(
-        ("n_shared_experts", "num_shared_experts", "first_k_dense_replace", "n_group", "topk_group"), 1
-    ),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 12),
-    **dict.fromkeys(
-        ("num_attention_heads", "num_key_value_heads", "qk_rope_head_dim", "qk_nope_head_dim"), 4
-    ),
-    **dict.fromkeys(("head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank", "index_head_dim"), 8),
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"), 97),
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 64,
-    "index_n_heads": 2,
-    "index_topk": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-FULL = {"layer_types": ["full_attention"] * 2}
-MIXED = ["linear_attention", "full_attention"]
-SPARSE = {"mlp_layer_types": ["sparse"] * 2}
-NARROW = {"head_dim": 4}  # of what rotates
+_spec = importlib.util.spec_from_file_location(
+    "experts_families", Path(__file__).with_name("experts_families.py")
+)
+families = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(families)
 
-
-def mrope(*sections: int) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
-    return {"rope_parameters": {**rope, "mrope_section": list(sections)}}
-
-
-EXTRA: dict[str, dict[str, Any]] = {
-    "axk2": NARROW,
-    "bailing_hybrid": FULL,
-    "beam": SPARSE,
-    "deepseek_ocr2": SPARSE,
-    "deepseek_v32": NARROW,
-    "dots3_note": {**NARROW, **SPARSE},
-    "ernie4_5_vl_moe": {**mrope(1, 1, 2), "moe_intermediate_size": [12, 12]},
-    "flint": {"mlp_only_layers": []},
-    "gemma4": {"enable_moe_block": True, "hidden_size_per_layer_input": 4},
-    "glm4_moe_lite": NARROW,
-    "glm4v_moe": mrope(1, 1, 2),
-    "glm5_next": {"head_dim": 0, "qk_rope_head_dim": 0, "layer_types": ["indexed_attention"] * 2, **SPARSE},
-    "glm_moe_dsa": NARROW,
-    "granitemoehybrid": {**FULL, "mamba_n_heads": 4},
-    "hy_v4_vl": {**mrope(1, 1, 0), **SPARSE},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 0, "mamba_d_state": 4},
-    "kimi_linear": {"layer_types": MIXED, "linear_head_dim": 8, "linear_num_heads": 4},
-    "lfm2_moe": {**FULL, "num_dense_layers": 0},
-    "mimo_v2_flash": {"num_key_value_heads": 2},
-    "mistral_large4": NARROW,
-    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 4, "n_groups": 1},
-    "qwen3_5_moe": FULL,
-    "qwen3_next": FULL,
-    "qwen4_exp": {
-        "layer_types": ["linear_attention", "indexed_attention"],
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "linear_num_value_heads": 4,
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 8,
-        "indexer_budget": 8,
-        "indexer_compress_ratio": 2,
-    },
-    "zaya": {"num_experts_per_tok": 1},
-}
-# Families that compute in part in float32 whatever dtype they are given, and those that float64 makes fail.
-FLOAT32 = {
-    "beam": "gate",
-    "inkling2": "gate",
-    "inkling2_loop": "gate",
-    "muse_spark": "norm",
-    "nemotron_h": "state space",
-    "openai_privacy_filter": "experts in eager",
-}
-NO_FLOAT64 = {"inkling2": "router", "inkling2_loop": "router"}
 DOUBLE, SINGLE = 1e-10, 2e-5
-
-
-def discover() -> dict[str, dict[str, str]]:
-    """Families of the installed transformers: their experts classes that use the interface, with their source."""
-    experts = re.compile(
-        r"^@use_experts_implementation\b.*?^class (\w+).*?(?=^\S|\Z)", re.MULTILINE | re.DOTALL
-    )
-    found = {}
-    for path in sorted(Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
-        if classes := {m[1]: m[0] for m in experts.finditer(path.read_text(encoding="utf-8"))}:
-            found[path.parent.name] = classes
-    return found
-
-
-FAMILIES = discover()
-CLASSES = [(family, name) for family, classes in FAMILIES.items() for name in classes]
-
-
-def goes_the_general_way(source: str) -> bool:
-    return "def _apply_gate" in source or "has_post_expert_norm=True" in source
-
-
-def modeling(family: str) -> Any:
-    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-
-
-@functools.cache
-def model_of(family: str) -> nn.Module:
-    """A seeded two-layer model in evaluation mode: the causal language model, or the text model where none is."""
-    classes = vars(modeling(family))
-    names = [n for n in classes if isinstance(classes[n], type) and issubclass(classes[n], nn.Module)]
-    kinds = ("ForCausalLM", "TextModel", "Model")
-    cls = next(classes[n] for kind in kinds for n in names if n.endswith(kind) and "Pre" not in n)
-    config = cls.config_class
-    fields = {*inspect.signature(config.__init__).parameters, *config.attribute_map}
-    extra = EXTRA.get(family, {})
-    torch.manual_seed(0)
-    model = cls(config(**{k: v for k, v in TINY.items() if k in fields and k not in extra}, **extra)).eval()
-    with torch.no_grad():  # large enough for experts to differ, and for all of them to matter
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model
-
-
-def experts_in(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if hasattr(m, "is_transposed") and hasattr(m, "_apply_gate")]
-
-
-def experts_of(family: str, name: str) -> nn.Module:
-    """One experts module of this class with random parameters."""
-    cls, model = getattr(modeling(family), name), model_of(family)
-    module = next((m for m in experts_in(model) if type(m) is cls), None)
-    module = copy.deepcopy(module) if module is not None else cls(model.config)
-    for p in module.parameters():
-        nn.init.normal_(p, std=0.3)
-    return module
 
 
 def tokens(rows: int = 2, length: int = 7) -> Tensor:
@@ -180,7 +46,10 @@ def outcome(model: nn.Module, implementation: str) -> tuple[Tensor, dict[str, Te
     model.set_experts_implementation(implementation)
     model.zero_grad(set_to_none=True)
     ran: list[str] = []
-    hooks = [m.register_forward_hook(lambda m, *_: ran.append(type(m).__name__)) for m in experts_in(model)]
+    hooks = [
+        m.register_forward_hook(lambda m, *_: ran.append(type(m).__name__))
+        for m in families.experts_in(model)
+    ]
     output = model(tokens())[0]
     for hook in hooks:
         hook.remove()
@@ -224,19 +93,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_the_search_for_families_finds_them() -> None:
-    """Each of them is built small and tested whole: one that needs more than ``TINY`` has to say so in ``EXTRA``."""
+    """Each of them is built small and tested whole: what it needs more than ``TINY``, ``EXTRA`` has to say."""
     known = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "hunyuan_v1_moe", "minimax"}
     known |= {"mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe"}
-    assert known <= set(FAMILIES)
-    assert len(FAMILIES["qwen3_omni_moe"]) == 2
+    assert known <= set(families.FAMILIES)
+    assert len(families.FAMILIES["qwen3_omni_moe"]) == 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_models_equal_eager_in_outputs_and_gradients(family: str, calls: dict[str, int]) -> None:
-    model = model_of(family)
-    general = {name for name, source in FAMILIES[family].items() if goes_the_general_way(source)}
-    tolerances = {torch.float64: SINGLE if family in FLOAT32 else DOUBLE, torch.float32: SINGLE}
-    if family in NO_FLOAT64:
+    model = families.model_of(family)
+    general = {
+        name for name, source in families.FAMILIES[family].items() if families.goes_the_general_way(source)
+    }
+    tolerances = {torch.float64: SINGLE if family in families.FLOAT32 else DOUBLE, torch.float32: SINGLE}
+    if family in families.NO_FLOAT64:
         del tolerances[torch.float64]
     for dtype, tolerance in tolerances.items():
         model.to(dtype)
@@ -254,9 +125,9 @@ def test_models_equal_eager_in_outputs_and_gradients(family: str, calls: dict[st
             assert_close(gradient, expected[name], tolerance, 0.01 * largest, name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_greedy_generation_gives_equal_tokens(family: str, calls: dict[str, int]) -> None:
-    model = model_of(family).float()
+    model = families.model_of(family).float()
     if not isinstance(model, transformers.GenerationMixin):
         assert not type(model).__name__.endswith("ForCausalLM")
         return
@@ -292,15 +163,15 @@ def routed(
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["all here", "some on other processes"])
-@pytest.mark.parametrize(("family", "name"), CLASSES)
+@pytest.mark.parametrize(("family", "name"), families.CLASSES)
 def test_experts_alone_equal_those_of_transformers(family: str, name: str, elsewhere: bool) -> None:
-    module = experts_of(family, name).double()
+    module = families.experts_of(family, name).double()
     module._is_expert_parallel = elsewhere
     for count in (9, 1, 0):
         batch = routed(module, count, torch.float64, elsewhere)
         expected = run_experts(module, "batched_mm", *batch)
         for ours, theirs in zip(run_experts(module, "libmoe", *batch), expected, strict=True):
-            assert_close(ours, theirs, SINGLE if family in FLOAT32 else DOUBLE, 1e-3)
+            assert_close(ours, theirs, SINGLE if family in families.FLOAT32 else DOUBLE, 1e-3)
 
 
 # ------------------------------------------------------------------------------- precisions and ways to train
@@ -308,7 +179,7 @@ def test_experts_alone_equal_those_of_transformers(family: str, name: str, elsew
 
 @functools.cache
 def mixtral() -> nn.Module:
-    return model_of("mixtral")
+    return families.model_of("mixtral")
 
 
 @pytest.fixture
@@ -317,7 +188,7 @@ def model() -> nn.Module:
 
 
 def fresh_experts() -> nn.Module:
-    return experts_of("mixtral", "MixtralExperts")
+    return families.experts_of("mixtral", "MixtralExperts")
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -327,7 +198,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize(("family", "name"), [("mixtral", "MixtralExperts"), ("gpt_oss", "GptOssExperts")])
 @pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32], ids=str)
 def test_half_precision_is_as_exact_as_in_transformers(family: str, name: str, weights: torch.dtype) -> None:
-    module = experts_of(family, name)
+    module = families.experts_of(family, name)
     module._is_expert_parallel = False
     x_TD, index_TK, weight_TK = routed(module, 64, torch.float32)
     batch = x_TD.bfloat16(), index_TK, weight_TK.to(weights)
@@ -521,8 +392,8 @@ def test_accelerate_reaches_experts_wherever_they_are(calls: dict[str, int]) -> 
 
 def test_composite_models_can_name_it_for_one_part(calls: dict[str, int]) -> None:
     text = {
-        **{k: TINY[k] for k in ("num_experts", "hidden_size", "vocab_size", "head_dim")},
-        **mrope(2, 1, 1),
+        **{k: families.TINY[k] for k in ("num_experts", "hidden_size", "vocab_size", "head_dim")},
+        **families.mrope(2, 1, 1),
     }
     text |= {
         "num_hidden_layers": 1,
@@ -583,7 +454,7 @@ def test_bad_requests_are_refused_with_the_reason(model: nn.Module) -> None:
             vocab_size=97, hidden_size=32, intermediate_size=24, num_hidden_layers=1
         )
         libmoe.accelerate(transformers.LlamaForCausalLM(config))
-    experts_in(model)[0].down_proj = nn.Parameter(
+    families.experts_in(model)[0].down_proj = nn.Parameter(
         torch.zeros(4, 32, 24, dtype=torch.int8), requires_grad=False
     )
     with pytest.raises(ConfigError, match="MixtralExperts holds int8 weights"):
@@ -593,6 +464,6 @@ def test_bad_requests_are_refused_with_the_reason(model: nn.Module) -> None:
 
 def test_a_backend_set_by_hand_that_does_not_exist_is_refused_in_the_forward_pass(model: nn.Module) -> None:
     libmoe.accelerate(model)
-    experts_in(model)[0].libmoe_backend = "lop"
+    families.experts_in(model)[0].libmoe_backend = "lop"
     with pytest.raises(ConfigError, match="did you mean 'loop'"):
         model(tokens())
