@@ -40,9 +40,12 @@ def copied_pass(
     torch.index_select(w_out, 0, expert_A, out=w_out_A)
     tokens, dim = x_TD.size(0), x_TD.size(1)
     assignments, hidden = expert_A.size(0), w_out.size(2)
-    k = assignments // tokens
-    x_A1D = x_TD.unsqueeze(1).expand(tokens, k, dim).reshape(assignments, 1, dim)
-    h = torch.bmm(x_A1D, w_in_A.transpose(1, 2)).squeeze(1)
+    if tokens == 1:
+        h = torch.mm(x_TD, w_in_A.view(-1, dim).t()).view(assignments, -1)
+    else:
+        k = assignments // tokens
+        x_A1D = x_TD.unsqueeze(1).expand(tokens, k, dim).reshape(assignments, 1, dim)
+        h = torch.bmm(x_A1D, w_in_A.transpose(1, 2)).squeeze(1)
     if b_in is not None:
         h.add_(b_in.index_select(0, expert_A))
     a = torch.empty((assignments, hidden), dtype=h.dtype)
@@ -55,6 +58,8 @@ def copied_pass(
 
 def combine(y_AD: Tensor, tokens: int, weight_A: Tensor | None) -> Tensor:
     """Each token's weighted sum: ``[T, D]``."""
+    if tokens == 1 and weight_A is not None:
+        return torch.mm(weight_A.to(y_AD.dtype).view(1, -1), y_AD)
     k = y_AD.size(0) // tokens
     y_TKD = y_AD.view(tokens, k, y_AD.size(1))
     if weight_A is None:

@@ -7,7 +7,7 @@ for every intermediate, and barriers between threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from libmoe.ops.cpu import padded, team
 from libmoe.ops.cpu.compiled import compiled, plain_operations
 from libmoe.ops.cpu.elementwise import FORMS
 from libmoe.ops.cpu.few import few_tokens
-from libmoe.ops.cpu.layout import Layout, in_pieces, lay_out
+from libmoe.ops.cpu.layout import Layout, in_pieces, lay_out, run
 from libmoe.ops.cpu.memory import POOL
 from libmoe.ops.cpu.padded import Padding
 from libmoe.ops.portable import Loop, roofline
@@ -95,7 +95,7 @@ def _forward(
         y = POOL.empty((layout.total, x_SD.shape[1]), dtype)
         source_P = _source(rows, layout)
         pieces = in_pieces(layout, row_bytes, threads)
-        _run(compiled().forward, pieces, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
+        run(compiled().forward, pieces, (x_SD, source_P, w_in, w_out, b_in, b_out, form, gated, h, y))
     if rows.dispatch is not None:
         y = _sum_by_token(y, rows.dispatch.combine, work.row_R, weight_A)
     elif work.row_R is not None:
@@ -156,7 +156,7 @@ class _Fused(torch.autograd.Function):
                 else None
             )
             operands = (x_SD, source_P, w_in, w_out, b_out, form, gated, h, dy, token_P, weight_P1)
-            _run(compiled().backward, work, (*operands, dx, dweight_R, *gradients))
+            run(compiled().backward, work, (*operands, dx, dweight_R, *gradients))
             if dweight_R is not None and work.row_R is not None:
                 dweight_R = dweight_R.index_select(0, work.row_R)
         if dx is not None:
@@ -189,18 +189,6 @@ def _to_source(dx: Tensor, rows: Rows, work: Padding | Layout, x_SD: Tensor) -> 
     if rows.dispatch is None:
         return dx
     return torch.zeros_like(x_SD).index_copy_(0, rows.source_R, dx)
-
-
-def _run(function: Callable, layout: Layout, operands: tuple) -> None:
-    """The pass over all experts: those worth all threads together, then the others one per thread."""
-    operands = tuple(o.detach() if isinstance(o, Tensor) else o for o in operands)
-    arrays = (layout.chunks, layout.experts, layout.count, layout.place, layout.size, layout.largest)
-    lists = [jobs for jobs in layout.lists if jobs]
-    with plain_operations():
-        if layout.together:
-            function(layout.together, *arrays, *operands)
-        if lists:
-            team.run(lambda number: function(lists[number], *arrays, *operands), len(lists))
 
 
 def _sum_by_token(y_RD: Tensor, combine: Combine, row_R: Tensor | None, weight_A: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ one of 16 sizes per power of two (at most 1/16 more); float32 products take any 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from libmoe.core.dispatch import Segments
 from libmoe.ops.cpu import team
+from libmoe.ops.cpu.compiled import plain_operations
 
 # Reading an expert's weights costs about as much as this many rows of products.
 WEIGHTS_IN_ROWS = 24
@@ -66,7 +68,7 @@ def lay_out(segments: Segments, row_bytes: int, dtype: torch.dtype, threads: int
     experts = [e for e, (s, t) in enumerate(pairwise(bounds)) if t > s]
     count = [bounds[e + 1] - bounds[e] for e in experts]
     size = [few_sizes(c) for c in count] if dtype in (torch.bfloat16, torch.float16) else count
-    return _schedule(experts, count, size, bounds[-1], row_bytes, threads)
+    return schedule(experts, count, size, bounds[-1], row_bytes, threads)
 
 
 def in_pieces(layout: Layout, row_bytes: int, threads: int) -> Layout:
@@ -84,10 +86,10 @@ def in_pieces(layout: Layout, row_bytes: int, threads: int) -> Layout:
             experts.append(expert)
             size.append(min(step, padded - start))
             count.append(min(max(rows - start, 0), size[-1]))
-    return _schedule(experts, count, size, layout.rows, row_bytes, threads)
+    return schedule(experts, count, size, layout.rows, row_bytes, threads)
 
 
-def _schedule(
+def schedule(
     experts: list[int], count: list[int], size: list[int], rows: int, row_bytes: int, threads: int
 ) -> Layout:
     """Chunks that stay in the cache, some for each thread, and who computes which."""
@@ -112,3 +114,15 @@ def few_sizes(count: int) -> int:
     """``count`` rounded up to one of 16 sizes per power of two."""
     step = max(1 << (count.bit_length() - 5), 1) if count > 16 else 1
     return -(-count // step) * step
+
+
+def run(function: Callable, layout: Layout, operands: tuple) -> None:
+    """The pass over all experts: those worth all threads together, then the others one per thread."""
+    operands = tuple(o.detach() if isinstance(o, Tensor) else o for o in operands)
+    arrays = (layout.chunks, layout.experts, layout.count, layout.place, layout.size, layout.largest)
+    lists = [jobs for jobs in layout.lists if jobs]
+    with plain_operations():
+        if layout.together:
+            function(layout.together, *arrays, *operands)
+        if lists:
+            team.run(lambda number: function(lists[number], *arrays, *operands), len(lists))
