@@ -30,8 +30,12 @@ class Outcome:
 
 
 @pytest.fixture
-def libmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def libmoe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Outcome]:
     """``libmoe("train", "tiny", ...)`` does what typing it does, without starting a process."""
+
+    monkeypatch.setenv("LIBMOE_RESULTS", str(tmp_path_factory.mktemp("results") / "results.db"))
 
     def run(*arguments: object) -> Outcome:
         from libmoe.cli import main

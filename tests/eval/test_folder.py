@@ -14,10 +14,11 @@ from torch import nn
 from libmoe.analysis import read_trace
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.eval import analyse_folder, evaluate_folder, evaluate_run
+from libmoe.eval.harness import Settings
 from libmoe.models import account, load, save
 from libmoe.train import checkpoint, load_recipe, train
 
-SMALL: dict[str, Any] = {"tasks": ["moe_cloze"], "windows": 1, "task_limit": 4}
+SMALL: dict[str, Any] = {"tasks": ["moe_cloze"], "windows": 1, "settings": Settings(limit=4)}
 KEYS = {"bits_per_byte", "domains", "windows", "tasks", "curve", "routing", "sample", "cost", "best"}
 
 

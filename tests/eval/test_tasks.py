@@ -90,7 +90,7 @@ def test_an_unknown_task_and_missing_data_are_named(moe: nn.Module, tokenizer: A
     own_task(tmp_path, tmp_path / "absent.jsonl")
     with pytest.raises(ConfigError, match=r"unknown task 'moe_clozee'; did you mean 'moe_cloze'\?"):
         run_tasks(moe, tokenizer, ["moe_clozee"], include=tmp_path)
-    with pytest.raises(DataError, match=r"the data of mine cannot be had: .*absent\.jsonl"):
+    with pytest.raises(DataError, match=r"task mine: its data cannot be had: .*absent\.jsonl"):
         run_tasks(moe, tokenizer, ["mine"], include=tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from libmoe.eval.evaluating import evaluate_model
 from libmoe.eval.folder import analyse_folder, corpus_facts, evaluate_folder, evaluate_run
 from libmoe.eval.heldout import HeldOut, heldout_evaluator
 
@@ -10,6 +11,7 @@ __all__ = [
     "analyse_folder",
     "corpus_facts",
     "evaluate_folder",
+    "evaluate_model",
     "evaluate_run",
     "heldout_evaluator",
 ]

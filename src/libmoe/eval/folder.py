@@ -15,10 +15,12 @@ from torch import nn
 from libmoe.analysis import RoutingSummary, TraceRecorder
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.core.files import write_json
-from libmoe.data import TASKS, load_corpus, unigram_entropy
+from libmoe.data import load_corpus, unigram_entropy
+from libmoe.eval.evaluating import evaluate_opened, rows_of
+from libmoe.eval.harness.settings import Settings
 from libmoe.eval.heldout import HeldOut, open_data
+from libmoe.eval.opening import OpenModel, fingerprint, model_folder
 from libmoe.eval.sample import sample_routing
-from libmoe.eval.tasks import run_tasks
 from libmoe.layers import moe_layers
 from libmoe.models import account, load_any
 from libmoe.train import checkpoint
@@ -37,7 +39,11 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} is no run folder: recipe.yaml is missing; use evaluate_folder for a model"
         )
-    return _evaluate(folder, _model_of_run(folder), recipe.data, recipe.eval)
+    names = recipe.eval.tasks
+    settings = Settings(limit=recipe.eval.task_limit, batch_size=recipe.eval.batch_size)
+    return _evaluate(
+        folder, Path(model_folder(folder)), recipe.data, recipe.eval, names, settings, overwrite=True
+    )
 
 
 def evaluate_folder(
@@ -45,31 +51,35 @@ def evaluate_folder(
     *,
     tasks: Sequence[str] | None = None,
     windows: int | None = None,
-    task_limit: int | None = None,
     data: str | None = None,
+    settings: Settings | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a run folder or a model folder; the result is saved as ``eval.json`` beside it.
+    """Evaluate a run folder or a model folder: held-out text, tasks, routing and cost.
+
+    The result is saved as ``eval.json`` in the folder, samples of the tasks in its ``eval`` folder.
 
     Args:
-        tasks: harness tasks; ``None`` takes the run's own, or the embedded ones.
+        tasks: suites and tasks; ``None`` takes the run's own, or the embedded ones.
         windows: held-out windows per domain.
-        task_limit: documents per task.
         data: corpus for bits per byte; ``None`` takes the run's own, or the embedded one.
+        settings: how tasks are run; ``None``: as the run's recipe says.
+        options: ``data_dir``, ``include``, ``trace``, ``overwrite`` and ``progress``, see :func:`evaluate_opened`.
 
     Raises:
         CheckpointError: no model that can be loaded safely is there.
+        ConfigError: an unknown task, or samples of other settings are there.
     """
     folder = Path(folder)
     model_dir, data_config, config = _settings(folder)
     if data is not None:
         data_config = replace(data_config, source=data, domains=None)
-    config = replace(
-        config,
-        tasks=list(tasks) if tasks is not None else config.tasks or list(TASKS),
-        windows_per_domain=config.windows_per_domain if windows is None else windows,
-        task_limit=config.task_limit if task_limit is None else task_limit,
-    )
-    return _evaluate(folder, model_dir, data_config, config)
+    if windows is not None:
+        config = replace(config, windows_per_domain=windows)
+    if settings is None:
+        settings = Settings(limit=config.task_limit, batch_size=config.batch_size)
+    names = list(tasks) if tasks is not None else config.tasks or ["embedded"]
+    return _evaluate(folder, model_dir, data_config, config, names, settings, **options)
 
 
 def analyse_folder(
@@ -83,7 +93,8 @@ def analyse_folder(
     """
     folder = Path(folder)
     model_dir, data_config, config = _settings(folder)
-    model, _, heldout = _prepare(model_dir, data_config, replace(config, windows_per_domain=windows))
+    config = replace(config, windows_per_domain=windows)
+    model, _, heldout = _prepare(model_dir, data_config, config)
     if not list(moe_layers(model)):
         raise ConfigError(f"{model_dir} holds a dense model; there are no experts to analyse")
     summary, recorder = RoutingSummary(heldout.names), TraceRecorder(side=("domain",))
@@ -112,30 +123,18 @@ def corpus_facts(recipe: Recipe) -> dict[str, Any]:
 
 def _settings(folder: Path) -> tuple[Path, DataConfig, EvalConfig]:
     """Where the model is, and how it was (or shall be) measured."""
-    recipe = _recipe_of(folder)
-    if recipe is not None:
-        return _model_of_run(folder), recipe.data, recipe.eval
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}; give a run folder or a folder with a saved model")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds neither a run (recipe.yaml) nor a model (config.json)")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise CheckpointError(
-            f"{folder} holds a model without a tokenizer; put the model's own there with "
-            "tokenizer.save_pretrained(folder)"
-        )
-    return folder, DataConfig(tokenizer=str(folder)), EvalConfig()
+    model_dir = Path(model_folder(folder))
+    recipe = _recipe_of(folder)
+    if recipe is not None:
+        return model_dir, recipe.data, recipe.eval
+    return model_dir, DataConfig(tokenizer=str(folder)), EvalConfig()
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
     file = folder / "recipe.yaml"
     return load_recipe(file) if file.is_file() else None
-
-
-def _model_of_run(folder: Path) -> Path:
-    if not (folder / "model").is_dir():
-        raise CheckpointError(f"{folder} is a run that has not finished; run the same train command again")
-    return folder / "model"
 
 
 def _prepare(model_dir: Path, data: DataConfig, config: EvalConfig) -> tuple[nn.Module, Any, HeldOut]:
@@ -155,8 +154,20 @@ def _prepare(model_dir: Path, data: DataConfig, config: EvalConfig) -> tuple[nn.
     return model, tokenizer, heldout
 
 
-def _evaluate(folder: Path, model_dir: Path, data: DataConfig, config: EvalConfig) -> dict[str, Any]:
+def _evaluate(
+    folder: Path,
+    model_dir: Path,
+    data: DataConfig,
+    config: EvalConfig,
+    names: Sequence[str],
+    settings: Settings,
+    **options: Any,
+) -> dict[str, Any]:
     model, tokenizer, heldout = _prepare(model_dir, data, config)
+    evaluation = None
+    if names:
+        opened = OpenModel(str(folder), fingerprint(model_dir), folder / "eval", model, tokenizer)
+        evaluation = evaluate_opened(opened, names, folder / "eval", settings, **options)
     summary = RoutingSummary(heldout.names)
     recorders: list[Any] = [summary]
     if config.trace:
@@ -167,9 +178,7 @@ def _evaluate(folder: Path, model_dir: Path, data: DataConfig, config: EvalConfi
     has_experts = bool(list(moe_layers(model)))
     curve = _curve(folder / "metrics.jsonl")
     found |= {
-        "tasks": run_tasks(
-            model, tokenizer, config.tasks, limit=config.task_limit, batch_size=config.batch_size
-        ),
+        "tasks": {} if evaluation is None else rows_of(evaluation),
         "curve": curve,
         "routing": {"layers": [asdict(layer) for layer in summary.layers()]},
         "sample": sample_routing(model, tokenizer, heldout, config.sample_documents) if has_experts else [],
@@ -177,7 +186,7 @@ def _evaluate(folder: Path, model_dir: Path, data: DataConfig, config: EvalConfi
     }
     found["best"] = _best(folder / "checkpoints", curve, model, heldout, found["bits_per_byte"])
     write_json(folder / "eval.json", found)
-    return found | {"saved_to": str(folder / "eval.json")}
+    return found | {"evaluation": evaluation, "saved_to": str(folder / "eval.json")}
 
 
 def _curve(metrics: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,31 @@
+"""What the environment of lmms-eval holds, and what of it is tested."""
+
+from __future__ import annotations
+
+VERSION = "0.7.3"
+"""Release of lmms-eval; another one may name or score tasks differently."""
+
+PACKAGES = [
+    f"lmms-eval=={VERSION}",
+    "loguru==0.7.3",  # its log
+    "tenacity==9.1.2",  # tries to load data again
+    "Levenshtein==0.27.3",  # MathVista: the choice most like an answer
+    "rapidfuzz==3.14.3",  # the same
+    "openpyxl==3.1.5",  # MMBench: the file for its server
+    "et-xmlfile==2.0.0",  # the same
+    "decord==0.6.0; sys_platform != 'darwin'",  # imported by the LLaVA classes, used for videos only
+    "eva-decord==0.6.1; sys_platform == 'darwin'",
+]
+"""Installed without their dependencies.  Everything else that lmms-eval imports comes with ``libmoe[eval]``."""
+
+FOREIGN = ("torch", "torchvision", "torchaudio", "transformers", "numpy", "datasets", "triton")
+"""Must not be in it: a second copy, or one that does not fit the main environment's torch."""
+
+IMPORTS = (
+    "lmms_eval.evaluator",
+    "lmms_eval.tasks",
+    "lmms_eval.models.chat.llava_hf",
+    "lmms_eval.models.chat.huggingface",
+    "libmoe.eval.vlm.worker",
+)
+"""Modules whose import shows that it works."""
