@@ -82,8 +82,8 @@ def test_what_is_finished_is_not_computed_again(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shots": 2}, r"holds samples of choose with shots=None, not 2; give another --out, or --overwrite"),
-        ({"identity": "other"}, r"holds samples of choose with model='', not 'other'"),
+        ({"shots": 2}, r"holds results with shots=None, not 2; give another --out, or --overwrite"),
+        ({"identity": "other"}, r"holds results with model='', not 'other'"),
         ({"limit": 3}, r"limit=None, not 3"),
     ],
 )

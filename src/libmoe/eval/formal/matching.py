@@ -17,8 +17,8 @@ from libmoe.core.errors import ConfigError, DataError
 from libmoe.core.files import hold
 from libmoe.eval.formal.fimo import Formal
 from libmoe.eval.harness.answers import Answers
+from libmoe.eval.harness.keeping import answers_until_done, claim
 from libmoe.eval.harness.samples import SampleFile
-from libmoe.eval.language.keeping import answers_until_done, claim
 from libmoe.eval.language.prompts import Request
 from libmoe.eval.language.task_loss import count_tokens
 from libmoe.stats import Mean, clustered_mean

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +12,11 @@ from typing import Any
 from unittest import mock
 
 from libmoe.core.errors import ConfigError, DataError, LibMoEError
-from libmoe.core.files import hold, write_json
+from libmoe.core.files import hold
 from libmoe.eval.harness.answers import Answers
 from libmoe.eval.harness.documents import Documents, reason
+from libmoe.eval.harness.keeping import answers_until_done, claim_samples
+from libmoe.eval.harness.requests import build_requests, build_slice
 from libmoe.eval.harness.samples import SampleFile
 from libmoe.eval.harness.scores import Evaluation, TaskScore, score_groups, score_task
 from libmoe.eval.harness.settings import Settings
@@ -54,7 +55,7 @@ def evaluate_tasks(
         for name, task in tasks.items():
             noted = len(scorer.notes)
             try:
-                _claim(out / "samples" / name, name, task, settings, model)
+                claim_samples(out / "samples" / name, task, settings, model)
                 _run(scorer, name, task, out, settings, (clusters or {}).get(name), progress)
                 rows = SampleFile(out / "samples" / name).read(["doc_id", "cluster", "metrics", "error"])
                 scores[name] = score_task(name, task, rows, settings.bootstrap)
@@ -71,22 +72,6 @@ def evaluate_tasks(
             except Exception as error:  # code of tasks and models of others: whatever it is, the rest goes on
                 failed[name] = reason(error)
         return Evaluation(scores, score_groups(groups or {}, scores), failed, list(scorer.notes))
-
-
-def _claim(folder: Path, name: str, task: Any, settings: Settings, model: str) -> None:
-    """Samples in ``folder`` must come from this model, task and settings."""
-    facts = json.loads(json.dumps({"model": model, "version": task.VERSION, **settings.facts()}, default=str))
-    file = folder / "task.json"
-    if file.is_file():
-        there = json.loads(file.read_text(encoding="utf-8"))
-        for key, value in facts.items():
-            if there.get(key) != value:
-                raise ConfigError(
-                    f"{folder} holds samples of {name} with {key}={there.get(key)!r}, not {value!r}; "
-                    "give another --out, or --overwrite"
-                )
-    else:
-        write_json(file, facts)
 
 
 def _run(
@@ -131,15 +116,14 @@ def _slices(
         if there and not task.config.num_fewshot:
             continue
         # Also where samples are there: examples are drawn document by document.
-        numbers, chosen = _build(documents, start, stop, partial(_requests, scorer, task, settings))
+        numbers, chosen = build_slice(documents, start, stop, partial(build_requests, scorer, task, settings))
         if there:
             continue
-        answers = Answers(out / "answers" / f"{name}-{start:08d}.jsonl")
         if numbers:
             scorer.on_answer = _fractions(
                 len(task.instances), partial(_report, progress, name, start, stop, total)
             )
-        try:
+        with answers_until_done(out / "answers" / f"{name}-{start:08d}.jsonl") as answers:
             rows = _score(scorer, task, chosen, numbers, answers, settings.seed, cluster) if numbers else []
             rows += [
                 {"doc_id": n, "cluster": str(n), "error": documents.broken[n]}
@@ -147,10 +131,6 @@ def _slices(
                 if n in documents.broken
             ]
             samples.write(start, stop, sorted(rows, key=lambda row: row["doc_id"]))
-        except BaseException:
-            answers.close()
-            raise
-        answers.close(delete=True)
     progress(name, total, total)
 
 
@@ -168,47 +148,6 @@ def _fractions(count: int, report: Callable[[float], None]) -> Callable[[int], N
         report(min(answered / count, 1.0))
 
     return add
-
-
-def _build(
-    documents: Documents, start: int, stop: int, requests: Callable[[], None]
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """Requests of the documents ``start:stop``, as far as the task can make some; these documents and their numbers."""
-    numbers = documents.sound(start, stop)
-    chosen = documents.select(numbers)
-    if not numbers:
-        return [], []
-    try:
-        requests()
-    except Exception:
-        if len(numbers) == 1:
-            raise
-        for number in numbers:  # which one is it?
-            documents.select([number])
-            try:
-                requests()
-            except Exception as error:
-                documents.broken[number] = reason(error)
-        numbers = [n for n in numbers if n not in documents.broken]
-        chosen = documents.select(numbers)
-        if numbers:
-            requests()
-    return numbers, chosen
-
-
-def _requests(scorer: Any, task: Any, settings: Settings) -> None:
-    """Let the task build the requests of the documents that it sees."""
-    if settings.chat_template and scorer.tokenizer.chat_template is None:
-        raise DataError("the tokenizer has no chat template")
-    task.build_all_requests(
-        rank=0,
-        world_size=1,
-        system_instruction=settings.system,
-        apply_chat_template=settings.chat_template,
-        fewshot_as_multiturn=settings.chat_template,
-        chat_template=scorer.apply_chat_template if settings.chat_template else None,
-        tokenizer_name=scorer.tokenizer_name if settings.chat_template else "",
-    )
 
 
 def _score(

@@ -10,7 +10,8 @@ from typing import Any
 
 from libmoe.core.errors import DataError
 from libmoe.eval.harness.documents import Documents
-from libmoe.eval.harness.driver import _build, _requests, quiet
+from libmoe.eval.harness.driver import quiet
+from libmoe.eval.harness.requests import build_requests, build_slice
 from libmoe.eval.harness.settings import Settings
 
 
@@ -62,8 +63,8 @@ class Prompts:
         """Slices in order; all must be taken, because the task draws its examples document by document."""
         for start in range(0, self.total, self.settings.slice_size):
             stop = min(start + self.settings.slice_size, self.total)
-            numbers, chosen = _build(
-                self.documents, start, stop, partial(_requests, self.scorer, self.task, self.settings)
+            numbers, chosen = build_slice(
+                self.documents, start, stop, partial(build_requests, self.scorer, self.task, self.settings)
             )
             of: dict[int, list[Any]] = {}
             for request in self.task.instances if numbers else ():

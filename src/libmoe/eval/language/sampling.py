@@ -14,8 +14,8 @@ from libmoe.core.errors import ConfigError, DataError
 from libmoe.core.files import hold
 from libmoe.eval.harness.answers import Answers
 from libmoe.eval.harness.documents import reason
+from libmoe.eval.harness.keeping import answers_until_done, claim
 from libmoe.eval.harness.samples import SampleFile
-from libmoe.eval.language.keeping import answers_until_done, claim
 from libmoe.eval.language.prompts import Request
 from libmoe.eval.language.verifiers import Problem, Verdict, Verifier
 from libmoe.stats import Mean, clustered_mean

@@ -11,6 +11,7 @@ from typing import Any
 from libmoe.core.errors import ConfigError
 from libmoe.core.files import write_json
 from libmoe.eval.harness.answers import Answers
+from libmoe.eval.harness.settings import Settings
 
 
 def claim(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -28,8 +29,14 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> None:
     for key, value in facts.items():
         if there.get(key) != value:
             raise ConfigError(
-                f"{folder} holds results with {key}={there.get(key)!r}, not {value!r}; give another folder"
+                f"{folder} holds results with {key}={there.get(key)!r}, not {value!r}; "
+                "give another --out, or --overwrite"
             )
+
+
+def claim_samples(folder: Path, task: Any, settings: Settings, model: str) -> None:
+    """:func:`claim` for samples of a harness task: they come from this model, this version and these settings."""
+    claim(folder, {"model": model, "version": task.VERSION, **settings.facts()})
 
 
 @contextlib.contextmanager
