@@ -22,7 +22,7 @@ When all methods ran with one seed, nothing is known of the second part: the int
 of text only.  Few units make percentiles too narrow, so deviations are widened by the usual
 small-sample factors: that of the variance, ``sqrt(n / df)``, and Student's t over the normal quantile.
 
-Sources: the bootstrap, Efron & Tibshirani 1993; correction for many comparisons, Holm 1979.
+Sources: the bootstrap, Efron & Tibshirani 1993.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libmoe.core.errors import DataError
+from libmoe.stats import holm as holm
 
 WILD = 0.99
 """A method is not pooled with the others when equal methods would hardly ever scatter so unequally."""
@@ -135,16 +136,6 @@ def seed_scatter(rows: Sequence[Mapping[str, Any]]) -> SeedScatter | None:
     residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     freedom = (len(table) - 1) * (len(seeds) - 1)
     return SeedScatter(math.sqrt(float((residual**2).sum()) / freedom), freedom)
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Correct p-values so that the chance of *any* false claim among them keeps its level (Holm 1979)."""
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
-        adjusted[name] = largest
-    return adjusted
 
 
 @lru_cache

@@ -6,24 +6,56 @@ Everything here takes and returns plain numbers and numpy arrays; it knows nothi
 from __future__ import annotations
 
 from libmoe.stats.bootstrap import Interval, bootstrap
+from libmoe.stats.cliques import CriticalDifference, critical_difference
+from libmoe.stats.crossed import Crossed, crossed_bootstrap
+from libmoe.stats.crossed_flip import CrossedFlip, crossed_flip
+from libmoe.stats.friedman import Friedman, block_ranks, friedman, nemenyi_difference
 from libmoe.stats.means import Mean, clustered_mean
 from libmoe.stats.multiple import holm
 from libmoe.stats.paired import Paired, Pairs, paired, paired_average
 from libmoe.stats.permutation import SignFlip, exchange_test, sign_flip
 from libmoe.stats.power import detectable_difference
+from libmoe.stats.ranks import Rank, RankStability, rank_stability
+from libmoe.stats.resolution import Detectable, Variability, variability
+from libmoe.stats.runs import Runs, Units, common_runs
+from libmoe.stats.seeds import Scatter, pooled_scatter
+from libmoe.stats.sequential import Look, SequentialPlan
 
 __all__ = [
+    "CriticalDifference",
+    "Crossed",
+    "CrossedFlip",
+    "Detectable",
+    "Friedman",
     "Interval",
+    "Look",
     "Mean",
     "Paired",
     "Pairs",
+    "Rank",
+    "RankStability",
+    "Runs",
+    "Scatter",
+    "SequentialPlan",
     "SignFlip",
+    "Units",
+    "Variability",
+    "block_ranks",
     "bootstrap",
     "clustered_mean",
+    "common_runs",
+    "critical_difference",
+    "crossed_bootstrap",
+    "crossed_flip",
     "detectable_difference",
     "exchange_test",
+    "friedman",
     "holm",
+    "nemenyi_difference",
     "paired",
     "paired_average",
+    "pooled_scatter",
+    "rank_stability",
     "sign_flip",
+    "variability",
 ]
