@@ -20,7 +20,7 @@ CHECKPOINTS := $(VENV)/checkpoints
 # One thread for each worker: with more, the workers would fight over the same cores.
 PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) LIBMOE_REQUIRE_CHECKPOINTS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup quickstart test test-slow unit lint clean clean-all
+.PHONY: help setup quickstart test test-slow test-vision unit lint clean clean-all
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -49,6 +49,9 @@ test: lint unit  ## set up, then everything that must hold: lint, types, floors,
 
 test-slow: $(DEV_READY)  ## the tests that take minutes
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)
+
+test-vision: $(DEV_READY)  ## vision-language tasks; makes the environment of lmms-eval
+	$(PYTEST) -m vision -n 0 --timeout 600 tests/eval/vlm $(ARGS)
 
 unit: $(DEV_READY)  ## the tests alone
 	$(PYTEST) --timeout 300 $(ARGS)

@@ -26,6 +26,7 @@ def run(
     include: Path | None,
     dtype: str | None,
     trace: int,
+    judge: bool,
     windows: int | None,
     data: str | None,
     overwrite: bool,
@@ -49,6 +50,7 @@ def run(
                 data_dir=data_dir,
                 include=include,
                 trace=trace,
+                judge=judge,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -65,6 +67,7 @@ def run(
                 include=include,
                 dtype=dtype,
                 trace=trace,
+                judge=judge,
                 overwrite=overwrite,
                 progress=progress,
             )

@@ -17,6 +17,7 @@ from libmoe.eval.harness.settings import Settings
 from libmoe.eval.mirror import serving
 from libmoe.eval.opening import OpenModel, open_model
 from libmoe.eval.suites import SuiteTask, resolve
+from libmoe.eval.vlm.packages import VERSION
 from libmoe.models import account
 
 LIBRARIES = ("libmoe", "torch", "transformers", "lm-eval", "datasets")
@@ -47,7 +48,8 @@ def evaluate_model(
         CheckpointError: no such model.
         ConfigError: unknown suite or task, or the folder holds results of another model or of other settings.
     """
-    resolve(names, include=options.get("include"))  # a misspelt name shall not wait for the model
+    # A misspelt name shall not wait for the model.
+    resolve(names, include=options.get("include"), judge=options.get("judge", False))
     opened = open_model(model, dtype)
     return evaluate_opened(
         opened, names, Path(out) if out is not None else opened.folder, settings, **options
@@ -63,6 +65,7 @@ def evaluate_opened(
     data_dir: str | Path | None = None,
     include: str | Path | None = None,
     trace: int = 0,
+    judge: bool = False,
     overwrite: bool = False,
     progress: Any = None,
 ) -> dict[str, Any]:
@@ -72,11 +75,12 @@ def evaluate_opened(
         data_dir: a local mirror that replaces the hub, see :mod:`libmoe.eval.mirror`.
         include: a folder with further task files (YAML) of lm-evaluation-harness.
         trace: documents per task whose routing is kept in ``routing/TASK.parquet``.
+        judge: let vision-language tasks ask the judge that lmms-eval's environment variables name.
         overwrite: delete what the folder holds.
         progress: called with a task's name, documents done and documents in all.
     """
     settings = settings or Settings()
-    tasks = resolve(names, include=include)
+    tasks = resolve(names, include=include, judge=judge, code=settings.unsafe_code)
     if overwrite:
         _clear(folder)
     report = progress or (lambda task, done, total: None)
@@ -90,7 +94,7 @@ def evaluate_opened(
     if seen:
         from libmoe.eval.vlm import evaluate_vision
 
-        more = evaluate_vision(opened, seen, folder, settings, data_dir=data_dir, progress=report)
+        more = evaluate_vision(opened, seen, folder, settings, data_dir=data_dir, judge=judge, progress=report)
         found = Evaluation(
             found.tasks | more.tasks,
             found.groups | more.groups,
@@ -102,7 +106,7 @@ def evaluate_opened(
         "identity": opened.identity,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings.facts(),
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {name: _version(name) for name in LIBRARIES} | ({"lmms-eval": VERSION} if seen else {}),
         "cost": _cost(opened),
         "flags": flags_of(opened.model),
         "about": {name: _about(task) for name, task in of.items()},

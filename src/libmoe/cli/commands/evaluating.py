@@ -48,6 +48,10 @@ def evaluate(
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put prompts into the tokenizer's chat template.")
     ] = False,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="Let tasks ask another model over the network, as lmms-eval is set up to do."),
+    ] = False,
     unsafe_code: Annotated[
         bool, typer.Option("--unsafe-code", help="Let tasks run code that the model wrote.")
     ] = False,
@@ -146,6 +150,7 @@ def evaluate(
         include=tasks_dir,
         dtype=dtype,
         trace=trace,
+        judge=judge,
         windows=windows,
         data=data,
         overwrite=overwrite,

@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from libmoe.core.errors import DataError
 from libmoe.eval.harness.answers import Answers
+from libmoe.eval.memory import out_of_memory
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
@@ -115,11 +116,3 @@ class _Hook:
         if self.scorer._answers is not None:
             self.scorer._answers.add(kind, request, answer)
             self.scorer.on_answer(1)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the host's allocator refused."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text

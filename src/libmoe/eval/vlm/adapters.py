@@ -163,16 +163,23 @@ class _Given:
 
 
 class _Processor:
-    """A processor that is not asked for media which a request does not have, and that pads before the prompt."""
+    """A processor that pads before the prompt, and is asked for the images that the text has, no more and no less.
+
+    lmms-eval's classes name media that a request does not have, which processors refuse.  To find where a continuation
+    begins they pass the prompt alone, without its images: those of the call before are meant.
+    """
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
+        self._images: Any = None
         processor.tokenizer.padding_side = "left"
 
     def __call__(self, **kwargs: Any) -> Any:
-        for name in ("images", "videos", "audios"):
-            if name in kwargs and not kwargs[name]:
-                del kwargs[name]
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("images", "videos", "audios") or v}
+        if "images" in kwargs:
+            self._images = kwargs["images"]
+        elif str(getattr(self._processor, "image_token", None)) in str(kwargs["text"]):
+            kwargs["images"] = self._images
         return self._processor(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -200,11 +207,3 @@ def seeded(seed: int, number: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the host's allocator refused."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from libmoe.core.errors import DataError
 from libmoe.eval.harness.answers import Answers
-from libmoe.eval.harness.driver import _claim
+from libmoe.eval.harness.driver import Progress
+from libmoe.eval.harness.keeping import claim_samples
 from libmoe.eval.harness.samples import SampleFile, is_number
 from libmoe.eval.harness.scores import TaskScore
 from libmoe.eval.harness.settings import Settings
-from libmoe.eval.vlm.adapters import Adapter, out_of_memory, seeded
+from libmoe.eval.memory import out_of_memory
+from libmoe.eval.vlm.adapters import Adapter, seeded
 from libmoe.eval.vlm.documents import VisionDocuments, stable_reason
 from libmoe.eval.vlm.judging import arrange, unjudged
 from libmoe.eval.vlm.loading import REASONING_TAGS, form_of
@@ -30,18 +33,18 @@ def run_task(
     model: str,
     cluster: str | None,
     judge: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> TaskScore:
     """Ask, score and keep every document of ``task``; what ``out`` holds already is not computed again.
 
     Raises:
-        DataError: the task can only be judged and no judge was asked for, it has no documents, or memory does not
-            suffice for one request.
+        DataError: the task can only be judged and no judge was asked for, it has no documents, none of them could be
+            scored, or memory does not suffice for one request.
         ConfigError: ``out`` holds samples of other settings or another model.
     """
     notes = arrange(name, task, judge)
     folder = out / "samples" / name
-    _claim(folder, name, task, settings, f"{model}:judged" if judge else model)
+    claim_samples(folder, task, settings, f"{model}:judged" if judge else model)
     samples = SampleFile(folder)
     documents = VisionDocuments(task)
     total = len(documents) if settings.limit is None else min(len(documents), settings.limit)
@@ -62,10 +65,9 @@ def run_task(
                 adapter.of(form_of(task))
                 adapter.show(name, documents.select(numbers))
                 slice_ = _Slice(adapter, task, documents, numbers, settings.seed)
-                done = start + len(broken)
-                broken |= slice_.answer(answers, lambda count, done=done: progress(name, done + count, total))  # type: ignore[misc]
+                broken |= slice_.answer(answers, partial(_report, progress, name, start + len(broken), total))
                 with unjudged(judge):
-                    rows = slice_.rows(cluster, broken)
+                    rows = slice_.rows(cluster, broken, judge)
             rows += [{"doc_id": n, "cluster": str(n), "error": why} for n, why in broken.items()]
             samples.write(start, stop, sorted(rows, key=lambda row: row["doc_id"]))
         except BaseException:
@@ -74,11 +76,16 @@ def run_task(
         answers.close(delete=True)
     progress(name, total, total)
     with unjudged(judge):
-        score = score_task(
-            name, task, samples.read(["doc_id", "cluster", "metrics", "error"]), settings.bootstrap
-        )
+        kept = samples.read(["doc_id", "cluster", "metrics", "error"])
+        score = score_task(name, task, kept, settings.bootstrap, judge)
+    if not score.documents:
+        raise DataError(f"no document could be scored; the first: {next(iter(score.broken.values()))}")
     score.notes = notes + adapter.notes[noted:] + score.notes
     return score
+
+
+def _report(progress: Progress, name: str, before: int, total: int, answered: int) -> None:
+    progress(name, before + answered, total)
 
 
 class _Slice:
@@ -151,21 +158,14 @@ class _Slice:
         answers.commit()
         return {}
 
-    def rows(self, cluster: str | None, broken: dict[int, str]) -> list[dict[str, Any]]:
+    def rows(self, cluster: str | None, broken: dict[int, str], judge: bool) -> list[dict[str, Any]]:
         """The scored samples; documents in ``broken`` have none."""
-        from lmms_eval.api.reasoning import parse_reasoning_tags_config
-        from lmms_eval.evaluator import _process_document_results
-
-        task = self.task
         of: dict[int, list[Any]] = {}
-        for request in task.instances:
+        for request in self.task.instances:
             of.setdefault(request.doc_id, []).append(request)
-        for place, requests in of.items():
-            if self.numbers[place] in broken:
-                for request in requests:
-                    request.resps = [""]  # filters see all documents in order
-        task.apply_filters()
-        tags = parse_reasoning_tags_config(REASONING_TAGS, getattr(task.config, "reasoning_tags", None))
+            if self.numbers[request.doc_id] in broken:
+                request.resps = [""]  # filters see all documents, in order
+        self.task.apply_filters()
         rows = []
         for place, number in enumerate(self.numbers):
             if number in broken:
@@ -178,39 +178,45 @@ class _Slice:
                 "document": document,
                 "arguments": [[a for a in r.args if isinstance(a, (str, dict))] for r in requests],
                 "responses": [list(request.resps) for request in requests],
-                "filtered": {
-                    key: [r.filtered_resps[key] for r in requests] for key in requests[0].filtered_resps
-                },
                 "error": None,
             }
-            metrics: dict[str, Any] = {}
-            items: dict[str, Any] = {}
             try:
-                row["target"] = task.doc_to_target(self.documents.light(place))
+                row["target"] = self.task.doc_to_target(self.documents.light(place))
                 with seeded(self.seed, number):
-                    for key in row["filtered"]:
-                        found = _process_document_results(
-                            (place, self.documents.light(place), requests),
-                            task=task,
-                            filter_key=key,
-                            reasoning_tags=tags,
-                            log_samples=False,
-                        )
-                        for metric, item in found.metrics.items():
-                            value = item if is_number(item) else item_score(task, metric, item)
-                            if value is not None:
-                                metrics[f"{metric},{key}"] = value
-                            if not is_number(item):
-                                items[f"{metric},{key}"] = item
+                    row["metrics"] = self._metrics(place, requests, judge)
+                row["filtered"] = {
+                    key: [r.filtered_resps[key] for r in requests] for key in requests[0].filtered_resps
+                }
+                subtask = subtask_of(self.task, document)
+                row["metrics"] |= {"subtask": subtask} if subtask else {}
             except Exception as error:
                 row["error"] = f"scoring failed: {stable_reason(error)}"
-            else:
-                subtask = subtask_of(task, document)
-                row["metrics"] = (
-                    metrics | ({"subtask": subtask} if subtask else {}) | ({"items": items} if items else {})
-                )
             rows.append(row)
         return rows
+
+    def _metrics(self, place: int, requests: Sequence[Any], judge: bool) -> dict[str, Any]:
+        """A number per metric; what is no number but to be aggregated is under ``items``."""
+        from lmms_eval.api.reasoning import parse_reasoning_tags_config
+        from lmms_eval.evaluator import _process_document_results
+
+        tags = parse_reasoning_tags_config(REASONING_TAGS, getattr(self.task.config, "reasoning_tags", None))
+        metrics: dict[str, Any] = {}
+        items: dict[str, Any] = {}
+        for key in requests[0].filtered_resps:
+            found = _process_document_results(
+                (place, self.documents.light(place), requests),
+                task=self.task,
+                filter_key=key,
+                reasoning_tags=tags,
+                log_samples=False,
+            )
+            for metric, item in found.metrics.items():
+                value = item if is_number(item) else item_score(self.task, metric, item, judge)
+                if value is not None:
+                    metrics[f"{metric},{key}"] = value
+                if not is_number(item):
+                    items[f"{metric},{key}"] = item
+        return metrics | ({"items": items} if items else {})
 
 
 class _Asked:

@@ -22,14 +22,14 @@ import libmoe
 from libmoe.core.errors import ConfigError, DataError
 from libmoe.core.files import hold, write_json
 from libmoe.data.files import cache_dir
-from libmoe.eval.vlm.packages import FOREIGN, IMPORTS, PACKAGES, VERSION
+from libmoe.eval.vlm.packages import FOREIGN, IMPORTS, PACKAGES, STUBS, VERSION
 
 RECORD = "libmoe.json"
 """What the main environment held before and after, kept in the made environment."""
 
 
 def ensure(progress: Callable[[str], None] = lambda text: None) -> Path:
-    """The Python of the environment, which is made when it is not there (a download of about 15 MB).
+    """The Python of the environment, which is made when it is not there (a download of 8 MB).
 
     Two processes may ask at once: one makes it, the other waits.  It appears under its name only when it is complete.
 
@@ -58,7 +58,7 @@ def ensure(progress: Callable[[str], None] = lambda text: None) -> Path:
 
 def environment_dir() -> Path:
     """Where the environment is or will be; another one for other packages, another Python or another main one."""
-    facts = [PACKAGES, main_paths(), list(sys.version_info[:3]), sys.base_prefix]
+    facts = [PACKAGES, STUBS, main_paths(), list(sys.version_info[:3]), sys.base_prefix]
     name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
     return cache_dir() / "envs" / f"lmms-eval-{VERSION}-{name}"
 
@@ -88,8 +88,12 @@ def main_packages() -> list[str]:
     )
 
 
-def check() -> list[dict[str, Any]]:
-    """What the environment is like: entries with ``what``, ``ok`` (``None`` while it is not made) and ``found``."""
+def check(imports: bool = True) -> list[dict[str, Any]]:
+    """What the environment is like: entries with ``what``, ``ok`` (``None`` while it is not made) and ``found``.
+
+    Args:
+        imports: also import what evaluations import, which takes seconds.
+    """
     folder = environment_dir()
     if not python_of(folder).is_file():
         return [
@@ -118,6 +122,8 @@ def check() -> list[dict[str, Any]]:
             "found": ", ".join(foreign) or "torch and transformers are the main environment's",
         },
     ]
+    if not imports:
+        return checks
     try:
         there = _import_test(folder)
     except DataError as error:
@@ -160,8 +166,13 @@ def _make(folder: Path, progress: Callable[[str], None]) -> None:
             f"lmms-eval cannot be installed: {why}; without a network set PIP_NO_INDEX=1 and PIP_FIND_LINKS to a "
             "folder of wheels"
         )
+    stubs = _site(folder) / "libmoe_stubs"
+    stubs.mkdir()
+    for name, text in STUBS.items():
+        (stubs / name).write_text(text, encoding="utf-8")
     # Written last, so that pip does not see, and cannot take for its own, what the main environment holds.
-    (_site(folder) / "libmoe-main.pth").write_text("\n".join(main_paths()) + "\n", encoding="utf-8")
+    lines = [*main_paths(), stubs.name]  # the latter is relative to where this file lies
+    (_site(folder) / "libmoe-main.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     progress("testing it")
     _import_test(folder)
     after = main_packages()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from libmoe.eval.harness.scores import TaskScore
@@ -14,9 +15,9 @@ def score_groups(loaded: Loaded, scores: Mapping[str, TaskScore]) -> dict[str, d
     from lmms_eval.evaluator_utils import consolidate_group_results
 
     groups = [group for group in loaded.tree if isinstance(group, ConfigurableGroup)]
-    if not groups or set(loaded.tasks) - set(scores):
+    if not groups or loaded.failed or set(loaded.tasks) - set(scores):
         return {}
-    known: dict[str, dict[str, object]] = {}
+    known: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for name, score in scores.items():
         known[name] = {"alias": name, "samples": score.documents}
         for m in score.metrics:

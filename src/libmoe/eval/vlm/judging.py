@@ -25,22 +25,17 @@ def arrange(name: str, task: Any, judge: bool) -> list[str]:
     for pattern, rule in RULES.items():
         if re.fullmatch(pattern, name):
             return [rule(task)]
-    judged = [metric for metric in task.aggregation() if JUDGED.search(metric)]
-    if judged and not any(_by_rule(function) for function in task.aggregation().values()):
-        raise _refusal(", ".join(judged))
+    metrics = [metric for metric in task.aggregation() if metric != "submission"]
+    if metrics and all(JUDGED.search(metric) for metric in metrics):
+        raise _refusal(", ".join(metrics))
     return []
-
-
-def _by_rule(aggregate: Any) -> bool:
-    return "static" in getattr(aggregate, "__name__", "")
 
 
 def _mmbench(task: Any) -> str:
     """The letter that the answer names, by pattern; lmms-eval has this beside asking a model."""
     aggregations = task.aggregation()
-    aggregate = aggregations["gpt_eval_score"]
-    if not _by_rule(aggregate):
-        aggregations["gpt_eval_score"] = aggregate.__globals__["mmbench_aggregate_dev_results_static"]
+    functions = aggregations["gpt_eval_score"].__globals__
+    aggregations["gpt_eval_score"] = functions["mmbench_aggregate_dev_results_static"]
     return "the choice is read from the answer by rules; gpt_eval_score is lmms-eval's name for it"
 
 

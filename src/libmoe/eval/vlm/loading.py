@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ class Loaded:
     Attributes:
         tree: as lmms-eval nests groups and tasks.
         tasks: the tasks in it.
+        failed: members of the group that could not be loaded, with the reason.
     """
 
     tree: dict[Any, Any]
     tasks: dict[str, Any]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -47,7 +49,7 @@ class Loader:
         model_name: the class that will be asked; tasks choose prompts by it.
         form: form of requests where a task leaves it open, ``chat`` or ``simple``.
         include: a folder with further task files.
-        out: where tasks write what is to be submitted to a server.
+        out: folder of the samples, beside which tasks write what is to be submitted to a server.
     """
 
     def __init__(
@@ -67,14 +69,14 @@ class Loader:
             self._manager.all_subtasks
         ):  # lmms-eval's own are thousands and take seconds to read
             self._manager = TaskManager("ERROR", folders, model_name=model_name)
-        self._args = argparse.Namespace(output_path=str(out), process_with_media=False, log_samples=False)
+        self._out = out
         silence(lmms_eval.api.task)
         # This process has threads, so its forks could wait forever for a lock that one of them held.
         for name in ("map", "filter"):
             setattr(datasets.Dataset, name, _in_this_process(getattr(datasets.Dataset, name)))
         # As lmms-eval's evaluator prepares for loading data.
         evaluator._enable_reentrant_filelocks()
-        ssl.SSLContext.__reduce__ = lambda self: (ssl.SSLContext, (self.protocol,))  # type: ignore[method-assign]
+        setattr(ssl.SSLContext, "__reduce__", lambda self: (ssl.SSLContext, (self.protocol,)))  # noqa: B010
         # What fails is not tried again five times, and says itself why.
         for method in (ConfigurableTask.download, ConfigurableTask.process_results):
             method.retry.stop, method.retry.reraise = stop_after_attempt(1), True
@@ -87,25 +89,48 @@ class Loader:
         return unknown("vision-language task", name, self.names)
 
     def load(self, name: str) -> Loaded:
-        """Raises whatever prevents it: no network, not in the cache, a missing package, ..."""
-        tree = self._load(name, self.form)
-        tasks = dict(_leaves(tree))
-        if self.form == "chat" and any(task.OUTPUT_TYPE in CHOICES for task in tasks.values()):
-            tree = self._load(name, "simple")
-            tasks = dict(_leaves(tree))
-        for task in tasks.values():
-            task.args = self._args
+        """A task, or what can be loaded of a group."""
+        try:
+            tree, tasks = self._load(name)
+        except Exception as error:  # no network, not in the cache, a package that only this task wants, ...
+            members = self._members(name)
+            if not members:
+                return Loaded({}, {}, {name: self._why(error)})
+            found = Loaded({}, {})
+            for member in members:
+                part = self.load(member)
+                found.tree |= part.tree
+                found.tasks |= part.tasks
+                found.failed |= part.failed
+            return found
+        for leaf, task in tasks.items():
+            task.args = argparse.Namespace(
+                output_path=str(self._out / leaf), process_with_media=False, log_samples=False
+            )
             task.set_fewshot_seed(SEED)
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
         return Loaded(tree, tasks)
 
-    def _load(self, name: str, form: str) -> dict[Any, Any]:
-        found: dict[Any, Any] = self._manager.load_task_or_group([name], form)
-        return found
+    def _load(self, name: str) -> tuple[dict[Any, Any], dict[str, Any]]:
+        """The task or group as lmms-eval loads it, in a form that it has."""
+        tree = self._manager.load_task_or_group([name], self.form)
+        tasks = dict(_leaves(tree))
+        if self.form == "chat" and any(task.OUTPUT_TYPE in CHOICES for task in tasks.values()):
+            tree = self._manager.load_task_or_group([name], "simple")
+            tasks = dict(_leaves(tree))
+        return tree, tasks
+
+    def _members(self, name: str) -> list[str]:
+        """Names of what a group or tag holds; nothing for a task."""
+        kind = self._manager.task_index[name]["type"]
+        if kind == "tag":
+            return list(self._manager.task_index[name]["task"])
+        members = self._manager._get_config(name)["task"] if kind == "group" else []
+        return [member if isinstance(member, str) else member["task"] for member in members]
 
     @staticmethod
-    def why(error: BaseException) -> str:
+    def _why(error: BaseException) -> str:
         if isinstance(error, ModuleNotFoundError):
             return f"needs the package {error.name}, which is not in the vision environment"
         return explain(error)

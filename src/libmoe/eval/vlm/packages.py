@@ -13,10 +13,20 @@ PACKAGES = [
     "rapidfuzz==3.14.3",  # the same
     "openpyxl==3.1.5",  # MMBench: the file for its server
     "et-xmlfile==2.0.0",  # the same
-    "decord==0.6.0; sys_platform != 'darwin'",  # imported by the LLaVA classes, used for videos only
-    "eva-decord==0.6.1; sys_platform == 'darwin'",
 ]
 """Installed without their dependencies.  Everything else that lmms-eval imports comes with ``libmoe[eval]``."""
+
+STUBS = {
+    "decord.py": """class VideoReader:
+    def __init__(self, *args, **kwargs):
+        raise ImportError("videos need the package decord")
+
+
+def cpu(index=0):
+    return index
+""",
+}
+"""Modules that lmms-eval's LLaVA classes import for videos, which images do not need; a real one goes before these."""
 
 FOREIGN = ("torch", "torchvision", "torchaudio", "transformers", "numpy", "datasets", "triton")
 """Must not be in it: a second copy, or one that does not fit the main environment's torch."""

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ import torch
 from libmoe.core import errors
 from libmoe.core.errors import CheckpointError, ConfigError, LibMoEError
 from libmoe.core.files import hold, write_json
+from libmoe.eval.harness.driver import Progress
 from libmoe.eval.harness.scores import Evaluation, Metric, TaskScore
 from libmoe.eval.harness.settings import Settings
 from libmoe.eval.opening import OpenModel, model_folder
@@ -40,7 +41,7 @@ def evaluate_vision(
     data_dir: str | Path | None = None,
     include: str | Path | None = None,
     judge: bool = False,
-    progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+    progress: Progress = lambda task, done, total: None,
 ) -> Evaluation:
     """Evaluate a vision-language model on tasks of lmms-eval; samples go under ``folder`` as those of other tasks do.
 
@@ -60,6 +61,7 @@ def evaluate_vision(
     Raises:
         ConfigError: an unknown task, a judge without a key, or ``folder`` holds samples of other settings.
         CheckpointError: the model has no processor, or is none that lmms-eval's classes can ask.
+        LibMoEError: the worker ended before its first task.
         DataError: lmms-eval's environment cannot be made.
     """
     if judge and not any(os.environ.get(name) for name in JUDGE_KEYS):
@@ -72,7 +74,7 @@ def evaluate_vision(
         )
     python = ensure(lambda text: progress(text, 0, 0))
     job = {
-        "model": str(source),
+        "model": str(source.resolve() if isinstance(source, Path) else source),
         "name": opened.name,
         "identity": opened.identity,
         "dtype": _dtype(opened),
@@ -99,13 +101,13 @@ def _work(
     job: dict[str, Any],
     folder: Path,
     found: Evaluation,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> int:
     """Run one worker and collect what it says; how many of the job's tasks it dealt with."""
     environ = clean_environ()
     if not job["judge"]:
         environ = {k: v for k, v in environ.items() if k not in JUDGE_KEYS}
-    finished = 0
+    ready, finished = False, 0
     with tempfile.TemporaryDirectory() as scratch, open(folder / LOG, "ab") as log:
         write_json(Path(scratch) / "job.json", job)
         process = subprocess.Popen(
@@ -114,6 +116,7 @@ def _work(
             stdout=subprocess.PIPE,
             stderr=log,
             env=environ,
+            cwd=folder,  # a few tasks write where they are
         )
         try:
             for event in _events(process.stdout):
@@ -130,6 +133,8 @@ def _work(
                     found.notes.append(event["text"])
                 elif kind == "error":
                     raise _error(event)
+                elif kind == "ready":
+                    ready = True
                 elif kind == "finished":
                     finished += 1
             code = process.wait()
@@ -138,6 +143,8 @@ def _work(
     if finished < len(job["tasks"]):
         task = job["tasks"][finished]["task"]
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        if not ready:
+            raise LibMoEError(f"the process of lmms-eval {how} before its first task; see {folder / LOG}")
         found.failed[task] = f"its process {how}; {folder / LOG} may say more"
     return finished
 

@@ -13,14 +13,16 @@ from libmoe.eval.harness.samples import is_number
 from libmoe.eval.harness.scores import Metric, TaskScore
 from libmoe.stats import clustered_mean
 
-NO_MEAN = re.compile(r"^mme_|precision|recall|f1|ratio")
+NO_MEAN = re.compile(r"^mme_|^[qf]Acc|precision|recall|f1|ratio")
 """Metrics that are no mean of documents even where the numbers happen to agree."""
 
 MME_BEST = 2800
 """Highest sum of MME's two scores: 14 categories of 200."""
 
 
-def score_task(name: str, task: Any, rows: Iterable[Mapping[str, Any]], bootstrap: int) -> TaskScore:
+def score_task(
+    name: str, task: Any, rows: Iterable[Mapping[str, Any]], bootstrap: int, judge: bool = False
+) -> TaskScore:
     """Scores of one task from its sample rows.
 
     Beside each metric, ``METRIC/PART`` is the same for a part of the benchmark; MME also gets its two scores as a
@@ -45,21 +47,24 @@ def score_task(name: str, task: Any, rows: Iterable[Mapping[str, Any]], bootstra
     scored: list[Metric] = []
     for found in series.values():
         if found.aggregate is not None:
-            scored += found.metrics(bootstrap, notes)
+            scored += found.metrics(bootstrap, notes, judge)
     if name == "mme":
         scored += _mme_percent(scored)
     shots = task.get_config("num_fewshot") or 0
     return TaskScore(name, documents, scored, shots, task.VERSION, broken, list(dict.fromkeys(notes)))
 
 
-def item_score(task: Any, metric: str, item: Any) -> float | None:
-    """What one document scores where the harness's value for it is not a number but what it aggregates from."""
+def item_score(task: Any, metric: str, item: Any, judge: bool) -> float | None:
+    """What one document scores where the harness's value for it is not a number but what it aggregates from.
+
+    A judge is not asked for it once more.
+    """
     if isinstance(item, Mapping):
         for key in ("score", "true_false"):
             if is_number(item.get(key)):
                 return float(item[key])
     aggregate = task.aggregation().get(metric)
-    if aggregate is None or metric == "submission":
+    if aggregate is None or metric == "submission" or (judge and _takes_args(aggregate)):
         return None
     if "index" in item:  # MMBench tells repetitions of a question by their index
         item = {**item, "index": 0}
@@ -67,7 +72,7 @@ def item_score(task: Any, metric: str, item: Any) -> float | None:
         value = _apply(task, aggregate, [item])
     except Exception:  # made for more than one document
         return None
-    return float(value) if is_number(value) else None
+    return _number(value)
 
 
 class _Series:
@@ -88,11 +93,11 @@ class _Series:
         self.clusters.append(cluster)
         self.parts.append(part)
 
-    def metrics(self, bootstrap: int, notes: list[str]) -> list[Metric]:
-        """The metric, and the same of each part."""
+    def metrics(self, bootstrap: int, notes: list[str], judge: bool) -> list[Metric]:
+        """The metric, and the same of each part; not where that would ask a judge once more."""
         whole = self._metric(self.name, range(len(self.items)), bootstrap, notes)
-        if whole is None:
-            return []
+        if whole is None or (judge and _takes_args(self.aggregate)):
+            return [] if whole is None else [whole]
         found = [whole]
         for part in dict.fromkeys(p for p in self.parts if p is not None):
             places = [i for i, p in enumerate(self.parts) if p == part]
@@ -108,15 +113,16 @@ class _Series:
         items = [self.items[i] for i in places]
         numbers = [self.numbers[i] for i in places]
         clusters = [self.clusters[i] for i in places]
-        value = _apply(self.task, self.aggregate, items) if items else None
-        if value is None and numbers and all(n == 0 for n in numbers):
-            value = 0.0  # MathVista's way to say that nothing was right
-        if not is_number(value):
+        found = _apply(self.task, self.aggregate, items) if items else None
+        if found is None and numbers and all(n == 0 for n in numbers):
+            found = 0.0  # MathVista's way to say that nothing was right
+        value = _number(found)
+        if value is None:
             return None  # a file for a server that scores
         formula = stderr_for_metric(self.aggregate, bootstrap_iters=bootstrap) if bootstrap else None
         harness = formula(items) if formula is not None and len(items) > 1 else None
         stderr = low = high = None
-        scale = None if NO_MEAN.search(self.name) else _scale_of_mean(float(value), numbers)
+        scale = self._scale_of_mean(value, numbers)
         if scale is not None:
             mean = clustered_mean([scale * float(n) for n in numbers if n is not None], clusters)
             if mean.clusters > 1:
@@ -124,8 +130,8 @@ class _Series:
         return Metric(
             name=name,
             filter=self.filter,
-            value=float(value),
-            harness_stderr=float(harness) if is_number(harness) else None,
+            value=value,
+            harness_stderr=_number(harness),
             stderr=stderr,
             low=low,
             high=high,
@@ -133,6 +139,21 @@ class _Series:
             clusters=len(set(clusters)),
             higher_is_better=self.task.higher_is_better().get(self.name),
         )
+
+    def _scale_of_mean(self, value: float, numbers: Sequence[float | None]) -> int | None:
+        """1 or 100 where ``value`` is the mean of ``numbers`` or that in percent, up to rounding; else ``None``."""
+        from lmms_eval.api.metrics import mean
+
+        scores = [n for n in numbers if n is not None]
+        if len(scores) < len(numbers) or NO_MEAN.search(self.name):
+            return None
+        if self.aggregate is mean:
+            return 1
+        if len(set(scores)) < 2:  # where all score alike, that the numbers agree shows nothing
+            return None
+        middle = sum(scores) / len(scores)
+        rounding = {1: 1e-5, 100: 5.1e-3}  # of tasks that aggregate to a fraction, and to percent
+        return next((scale for scale, step in rounding.items() if abs(value - scale * middle) <= step), None)
 
     def _complete(self, places: Sequence[int], notes: list[str]) -> Sequence[int]:
         """MME scores pairs of questions on an image: those whose other half is missing are left out."""
@@ -149,18 +170,17 @@ class _Series:
 def _apply(task: Any, aggregate: Any, items: list[Any]) -> Any:
     """Aggregate as lmms-eval does; a copy is handed over, because some tasks change what they are given."""
     items = copy.deepcopy(items)
-    if "args" in inspect.signature(aggregate).parameters:
+    if _takes_args(aggregate):
         return aggregate(items, args=task.args)
     return aggregate(items)
 
 
-def _scale_of_mean(value: float, numbers: Sequence[float | None]) -> int | None:
-    """1 or 100 where ``value`` is the mean of ``numbers`` or that in percent, up to rounding; else ``None``."""
-    if any(n is None for n in numbers) or not numbers:
-        return None
-    mean = sum(float(n) for n in numbers if n is not None) / len(numbers)
-    rounding = {1: 1e-5, 100: 5.1e-3}  # of tasks that aggregate to a fraction, and to percent
-    return next((scale for scale, step in rounding.items() if abs(value - scale * mean) <= step), None)
+def _number(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _takes_args(aggregate: Any) -> bool:
+    return "args" in inspect.signature(aggregate).parameters
 
 
 def _mme_percent(scored: Sequence[Metric]) -> list[Metric]:

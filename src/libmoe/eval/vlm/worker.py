@@ -50,26 +50,19 @@ def work(job: dict[str, Any], say: Say) -> None:
     out = Path(job["out"])
     for name in ("shots", "system"):
         if getattr(settings, name):
-            say(
-                "note",
-                text=f"{name} does not apply to vision-language tasks: they are asked as lmms-eval asks them",
-            )
+            say("note", text=f"{name} does not apply to vision-language tasks, asked as lmms-eval asks them")
     with serving(job["data_dir"]) if job["data_dir"] else nullcontext():
         adapter = Adapter.open(job["model"], job["dtype"], settings.batch_size)
         names = [wanted["task"] for wanted in job["tasks"]]
-        loader = Loader(names, adapter.model_name, adapter.prefers, job["include"], out)
+        loader = Loader(names, adapter.model_name, adapter.prefers, job["include"], out / "samples")
         for name in names:
             if name not in loader.names:
                 raise loader.unknown(name)
+        say("ready")
         for wanted in job["tasks"]:
-            try:
-                loaded = loader.load(wanted["task"])
-            except (
-                Exception
-            ) as error:  # no network, not in the cache, a package that only this task wants, ...
-                say("failed", task=wanted["task"], why=loader.why(error))
-                say("finished", task=wanted["task"])
-                continue
+            loaded = loader.load(wanted["task"])
+            for name, why in loaded.failed.items():
+                say("failed", task=name, why=why)
             scores = {}
             for name, task in loaded.tasks.items():
                 try:
@@ -82,14 +75,15 @@ def work(job: dict[str, Any], say: Say) -> None:
                     raise
                 except LibMoEError as error:
                     say("failed", task=name, why=str(error))
-                except (
-                    Exception
-                ) as error:  # code of tasks and models of others: whatever it is, the rest goes on
+                except Exception as error:  # code of others: whatever it is, the rest goes on
                     say("failed", task=name, why=reason(error))
                 else:
                     say("score", score=asdict(scores[name]))
-            for group, found in score_groups(loaded, scores).items():
-                say("group", group=group, scores=found)
+            try:
+                for group, found in score_groups(loaded, scores).items():
+                    say("group", group=group, scores=found)
+            except Exception as error:
+                say("failed", task=wanted["task"], why=f"its group cannot be scored: {reason(error)}")
             say("finished", task=wanted["task"])
         for text in adapter.notes:
             say("note", text=text)
