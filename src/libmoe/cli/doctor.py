@@ -51,7 +51,10 @@ def run(as_json: bool) -> None:
 
 def gather() -> list[Check]:
     """One entry per check: ``ok`` is None for what is optional and absent."""
-    return [*_versions(), *_machine(), *_backends(), *_data(), *(_optional(module) for module in OPTIONAL)]
+    from libmoe.eval.vlm import check
+
+    optional = [_optional(module) for module in OPTIONAL]
+    return [*_versions(), *_machine(), *_backends(), *_data(), *optional, *check(imports=False)]
 
 
 def _check(what: str, ok: bool | None, found: object) -> Check:

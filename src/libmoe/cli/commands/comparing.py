@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from libmoe.cli.commands.options import Json, Plugin, Quiet, SetInGrid, load_plugins
+from libmoe.cli.commands.options import Json, Names, Plugin, Quiet, SetInGrid, load_plugins, names
 
 app = typer.Typer()
 
@@ -90,3 +90,56 @@ def report(
     from libmoe.cli.bench import write_report
 
     typer.echo(write_report(grid))
+
+
+@app.command()
+def fit(
+    results: Annotated[list[Path], typer.Argument(help="Grid folders with results.json, of several sizes.")],
+    law: Annotated[
+        str, typer.Option("--law", help="power (parameters and tokens) or experts (numbers of experts too).")
+    ] = "power",
+    method: Annotated[Names, names("--method", "KEY", "Only this entry's runs.")] = None,
+    fix: Annotated[Names, names("--fix", "NAME=VALUE", "A constant of the law that is known.")] = None,
+    flops: Annotated[
+        float | None, typer.Option("--flops", help="Show loss against serving cost for this training budget.")
+    ] = None,
+    loss: Annotated[
+        float | None, typer.Option("--loss", help="Show the cheapest ways to reach this loss.")
+    ] = None,
+    demand: Annotated[float, typer.Option("--demand", help="Tokens that will be served, for --loss.")] = 0.0,
+    max_tokens: Annotated[
+        float | None, typer.Option("--max-tokens", help="Training tokens that there are, for --loss.")
+    ] = None,
+    experts: Annotated[
+        list[int] | None, typer.Option("--experts", help="Numbers of experts to look among. Repeatable.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="Experts that a token uses.")] = 2,
+    holdout: Annotated[
+        float, typer.Option("--holdout", help="Share of the largest runs that extrapolation is tested on.")
+    ] = 0.2,
+    draws: Annotated[int, typer.Option("--draws", help="Bootstrap draws for the intervals.")] = 299,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for JSON and pictures.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a scaling law to finished comparisons, with intervals, and solve for the best size, tokens and experts.
+
+    Example: `libmoe fit runs/small runs/medium runs/large --law experts --loss 2.4 --demand 1e12`
+    """
+    from libmoe.cli.fit import run
+
+    run(
+        results,
+        law,
+        method or [],
+        fix or [],
+        out,
+        draws=draws,
+        share=holdout,
+        flops=flops,
+        loss=loss,
+        demand=demand,
+        max_tokens=max_tokens,
+        experts=experts or (1, 4, 8, 16, 32),
+        top_k=top_k,
+        as_json=as_json,
+    )

@@ -50,7 +50,9 @@ def evaluate(
     ] = False,
     judge: Annotated[
         bool,
-        typer.Option("--judge", help="Let tasks ask another model over the network, as lmms-eval is set up to do."),
+        typer.Option(
+            "--judge", help="Let tasks ask another model over the network, as lmms-eval is set up to do."
+        ),
     ] = False,
     unsafe_code: Annotated[
         bool, typer.Option("--unsafe-code", help="Let tasks run code that the model wrote.")
