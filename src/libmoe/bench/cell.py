@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from libmoe.bench.provenance import gather, record, trained_on
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
 from libmoe.core.files import write_atomically, write_json
@@ -23,13 +24,16 @@ ROW_KEYS = (
     "bits_per_byte", "best_bits_per_byte", "domains", "tasks",
 )  # fmt: skip
 """Keys of every row of ``results.json``, in this order; what a failed cell does not have is ``None``."""
+OUT_OF_MEMORY = 70
+"""Exit code of a process that found no memory: with a new one, and less beside it, the cell may fit."""
 
 
 @dataclass(frozen=True)
 class CellSpec:
     """Everything a worker process needs; plain data, so that it can be sent to one.
 
-    ``plugin_digest`` is the SHA-256 of the plugin that defines the method, if one does.
+    ``plugin_digest`` is the SHA-256 of the plugin that defines the method, if one does; ``command`` is what the
+    user typed, for the record.
     """
 
     key: str
@@ -39,6 +43,7 @@ class CellSpec:
     plugins: tuple[str, ...] = ()
     threads: int = 1
     plugin_digest: str | None = None
+    command: str = ""
 
     @property
     def name(self) -> str:
@@ -97,6 +102,9 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
 
     A failure becomes a row with status ``failed`` and one line of explanation; the rest of the grid goes on.
     The stack trace of an error that nobody foresaw is kept in ``error.txt`` of the run folder.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError, RuntimeError: no memory was left, see :func:`is_out_of_memory`.
     """
     import torch
 
@@ -105,18 +113,45 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
     try:
         for plugin in spec.plugins:
             load_plugin(plugin)
+        if plugin_digest(spec.recipe.method.name) != spec.plugin_digest:
+            raise ConfigError(f"the plugin of {spec.key!r} has changed since this cell was put into the grid")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(spec.origin_file, {"plugin_digest": spec.plugin_digest})
+        _note_provenance(spec)
         row = _train_and_evaluate(spec)
+        _note_provenance(spec)  # now everything that takes part has been imported
     except LibMoEError as error:
         row = failed_row(spec, str(error))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         details = folder / "error.txt"
         write_atomically(details, traceback.format_exc().encode())
         place = f"{blame(error)}: " if blame(error) else ""
         row = failed_row(spec, f"{place}{describe(error)} (details: {details})")
     write_json(spec.row_file, row)
     return row
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine or its GPU had no memory left."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _note_provenance(spec: CellSpec) -> None:
+    record(
+        Path(spec.run_dir),
+        gather(
+            command=spec.command,
+            recipe=to_dict(spec.recipe),
+            plugins=spec.plugins,
+            data={spec.recipe.data.source: trained_on(Path(spec.run_dir))},
+        ),
+    )
 
 
 def failed_row(spec: CellSpec, error: str) -> dict[str, Any]:

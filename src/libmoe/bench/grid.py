@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from libmoe.bench.budgets.quantities import Budget, Solve, parse_budget
+from libmoe.bench.budgets.sweeps import Sweep
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.methods import METHODS, Method, create
 from libmoe.train.recipe import Recipe, read_yaml
-
-Quantity = Literal["none", "active_params", "total_params", "flops"]
 
 SHARED_OPTIONS = ("num_experts", "top_k")
 """What a method that is added to a grid takes over from the grid's reference."""
@@ -29,7 +29,8 @@ class Entry:
         method: registered name; ``options`` are the method's own.
         key: name in tables and folders; the method's name when empty.
         label: words for people; the key when empty.
-        match: what its size is solved for; ``None`` takes the grid's.
+        match, solve, tolerance: its own budget; ``None`` takes the grid's.
+        tokens_per_param: training tokens for each total parameter; decides the steps of this entry.
         recipe: changes to the grid's recipe for this entry alone (for example its own learning rate).
     """
 
@@ -37,7 +38,10 @@ class Entry:
     key: str = ""
     label: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    match: Quantity | None = None
+    match: str | None = None
+    solve: Solve | None = None
+    tolerance: float | None = None
+    tokens_per_param: float | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,9 @@ class Entry:
                 raise ConfigError(
                     f"entry {self.key!r}: recipe.{key} is decided by {decided_elsewhere[key]!r}"
                 )
+        for name, value in (("tolerance", self.tolerance), ("tokens_per_param", self.tokens_per_param)):
+            if value is not None and (value < 0 or (name == "tokens_per_param" and not value)):
+                raise ConfigError(f"entry {self.key!r}: {name} must be positive, got {value}")
         _refuse_method(self.recipe, f"entry {self.key!r}: recipe", "put it beside the entry's 'method'")
 
     def check(self) -> None:
@@ -71,7 +78,15 @@ class Grid:
         baseline: key of the dense entry whose size sets the budget of the others.
         reference: key of the entry whose total parameters a ``match: total_params`` entry must meet, and whose
             numbers of experts an added method takes over; it may be missing where nothing asks for it.
-        match: what is held equal to the baseline by solving the width of the experts.
+        match: what is held equal: ``active_params``, ``total_params``, ``flops`` of a token's forward pass,
+            ``train_flops`` of the run, ``tokens``, ``wall_clock``, ``memory``, ``none``, two of them joined by ``+``,
+            ``parameter_equal`` or ``equal_ncd``.
+        solve: by what: ``width`` of the experts, number of ``experts`` or ``steps``; ``auto`` takes steps where the
+            run is concerned and else the width.
+        tolerance: largest mismatch that is not refused, as a share of the target.
+        memory: ``estimated`` from what is counted, or ``measured`` in a few steps.
+        calibration_steps: how many steps are timed for ``wall_clock``.
+        sweeps: families of further entries, each of one number that varies.
         workers: cells that run at once; each gets its share of the cores.
     """
 
@@ -81,10 +96,17 @@ class Grid:
     seeds: list[int] = field(default_factory=lambda: [0, 1])
     baseline: str = "dense"
     reference: str = "smoe"
-    match: Quantity = "active_params"
+    match: str = "active_params"
+    solve: Solve = "auto"
+    tolerance: float = 0.01
+    memory: Literal["estimated", "measured"] = "estimated"
+    calibration_steps: int = 8
+    sweeps: list[Sweep] = field(default_factory=list)
     workers: int = 2
 
     def __post_init__(self) -> None:
+        self.entries = [*self.entries, *(build(Entry, e) for s in self.sweeps for e in s.entries())]
+        self.sweeps = []  # they are entries now, also in what is saved
         if double := _doubles([e.key for e in self.entries]):
             raise ConfigError(f"two entries are called {double[0]!r}; give each a key of its own")
         if double := _doubles(self.seeds):
@@ -93,6 +115,9 @@ class Grid:
             raise ConfigError("seeds: at least one seed is needed, for example [0, 1]")
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, got {self.workers}")
+        if self.tolerance < 0:
+            raise ConfigError(f"tolerance must not be negative, got {self.tolerance}; 0.01 is one per cent")
+        parse_budget(self.match, self.solve)
         for name in self._budget_keys():
             self.entry(name)
         for entry in self.entries:
@@ -104,6 +129,23 @@ class Grid:
             if entry.key == key:
                 return entry
         raise unknown("entry", key, [e.key for e in self.entries])
+
+    def budget(self, entry: Entry) -> Budget:
+        """What the entry must meet: its own ``match`` and ``solve``, or the grid's.
+
+        Raises:
+            ConfigError: they do not go together.
+        """
+        inherited = self.solve if entry.match is None else "auto"
+        if entry.method == "dense" and inherited == "experts":
+            inherited = "auto"  # a dense entry of a grid that counts out experts still has a width
+        try:
+            budget = parse_budget(entry.match or self.match, entry.solve or inherited)
+            if entry.tokens_per_param is not None and any(goal.knob == "steps" for goal in budget.goals):
+                raise ConfigError("both match and tokens_per_param decide the steps; leave one of them out")
+        except ConfigError as error:
+            raise ConfigError(f"entry {entry.key!r}: {error}") from None
+        return budget
 
     def cell_recipe(self, entry: Entry, seed: int, options: dict[str, Any]) -> Recipe:
         """The full recipe of one run: the grid's, the entry's changes, its method and the seed."""
@@ -139,8 +181,8 @@ class Grid:
 
     def _budget_keys(self, entries: Sequence[Entry] | None = None) -> list[str]:
         """Keys of the entries that set the sizes of ``entries`` (all of them by default)."""
-        matched = {e.match or self.match for e in (self.entries if entries is None else entries)}
-        return [self.baseline, self.reference] if "total_params" in matched else [self.baseline]
+        asking = [e for e in (self.entries if entries is None else entries) if self.budget(e).uses_reference]
+        return [self.baseline, self.reference] if asking else [self.baseline]
 
 
 def _doubles(values: Sequence[Any]) -> list[Any]:

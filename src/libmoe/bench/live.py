@@ -1,4 +1,4 @@
-"""A table of running cells, read from their metrics files: works for any number of processes."""
+"""A table of running cells, read from their metrics: works for any number of processes."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class LiveTable:
         rows: rows of the cells that were done before, by run folder.
         say: where the lines go.
         console: where the table goes; standard error by default.
+        metrics: gives the newest metrics of a cell at work.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class LiveTable:
         enabled: bool = True,
         say: Callable[[str], None] = print,
         console: Console | None = None,
+        metrics: Callable[[CellSpec], dict[str, Any]] = lambda spec: last_metrics(spec.run_dir),
     ) -> None:
-        self.specs, self.say = list(specs), say
+        self.specs, self.say, self.metrics = list(specs), say, metrics
         self.console = console or Console(stderr=True, highlight=False)
         live = enabled and (console is not None or sys.stderr.isatty())
         self.live = Live(console=self.console, auto_refresh=False) if live else None
@@ -123,7 +125,7 @@ class LiveTable:
             return ("[red]failed", "", "", "", "")
         if spec.run_dir not in self.begun:
             return ("[dim]waiting", "", "", "", "")
-        metrics = last_metrics(spec.run_dir)
+        metrics = self.metrics(spec)
         step = metrics.get("step", 0)
         loss = f"{metrics['loss']:.3f}" if metrics.get("loss") is not None else ""
         return (f"[yellow]{'training' if step < steps else 'evaluating'}", f"{step}/{steps}", loss, "", "")

@@ -10,16 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from libmoe.bench.cell import CellSpec, failed_row
+from libmoe.bench.cell import OUT_OF_MEMORY, CellSpec, failed_row
 
 ATTEMPTS = 2
-"""A cell whose process is killed goes on from its checkpoint once; then it counts as failed."""
+"""A cell whose process dies goes on from its checkpoint once; then it counts as failed."""
 PATIENCE = 60.0
 """Seconds that running cells get to save a checkpoint when the grid is interrupted."""
 
@@ -27,15 +28,19 @@ PATIENCE = 60.0
 class Worker:
     """One process; answers arrive in ``events`` as ``(worker, row)``, and ``(worker, None)`` when it has ended."""
 
-    def __init__(self, log: Path, threads: int, events: SimpleQueue[tuple[Worker, Any]]) -> None:
-        self.log = log
+    def __init__(
+        self, log: Path, threads: int, events: SimpleQueue[tuple[Worker, Any]], cwd: Path | None = None
+    ) -> None:
+        self.log, self.idle = log, True
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "libmoe.bench.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
-                env=_environment(threads),
+                env=environment(threads),
+                cwd=cwd,
                 encoding="utf-8",
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its workers in order
             )
@@ -45,12 +50,14 @@ class Worker:
         assert self.process.stdout is not None
         with contextlib.suppress(ValueError):  # half a line, of a process that was killed as it wrote
             for line in self.process.stdout:
+                self.idle = True
                 events.put((self, json.loads(line)))
         self.process.wait()
         events.put((self, None))
 
     def submit(self, spec: CellSpec) -> None:
         assert self.process.stdin is not None
+        self.idle = False
         with contextlib.suppress(BrokenPipeError):  # that it has ended is an event of its own
             self.process.stdin.write(spec.to_json() + "\n")
             self.process.stdin.flush()
@@ -60,6 +67,8 @@ class Worker:
         code = self.process.returncode
         if code is not None and code < 0:
             return f"was killed ({signal.Signals(-code).name})"
+        if code == OUT_OF_MEMORY:
+            return "ran out of memory"
         return f"ended with exit code {code}"
 
     def close(self) -> None:
@@ -116,33 +125,40 @@ def run_pool(
                 if attempts[spec.run_dir] < ATTEMPTS:
                     waiting.appendleft(spec)
                     continue
-                row = failed_row(
-                    spec,
-                    f"its process {worker.ending()}, twice; if memory ran out, lower the batch size or the workers "
-                    f"(details: {worker.log})",
-                )
+                row = lost_row(spec, f"its process {worker.ending()}", worker.log)
             finished(spec, row)
         for worker in idle:
             worker.close()
     finally:
-        _end([w.process for w in [*busy, *idle]])
+        end([*busy, *idle])
     tick()
 
 
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    alive = [p for p in processes if p.poll() is None]
+def lost_row(spec: CellSpec, what: str, log: Path | str) -> dict[str, Any]:
+    """The row of a cell that was lost with its process :data:`ATTEMPTS` times."""
+    return failed_row(
+        spec, f"{what}, twice; if memory ran out, lower the batch size or the workers (details: {log})"
+    )
+
+
+def end(workers: Sequence[Worker]) -> None:
+    """Let workers finish their step and save; those that take longer than :data:`PATIENCE` are killed."""
+    alive = [w for w in workers if w.process.poll() is None]
+    limit = time.monotonic() + PATIENCE
     try:
-        for process in alive:
-            process.terminate()  # training saves a checkpoint on this signal
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            for process in alive:
-                process.wait(PATIENCE)
+        for worker in alive:
+            worker.process.terminate()  # training saves a checkpoint on this signal
+        while time.monotonic() < limit and any(w.process.poll() is None and not w.idle for w in alive):
+            time.sleep(
+                0.05
+            )  # one that hears of it in its last step answers as usual, and then waits for more
     finally:
-        for process in alive:
-            process.kill()
+        for worker in alive:
+            worker.process.kill()
+            worker.process.wait()
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """What workers inherit: this process's import path, their share of the cores, and no progress bars."""
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
     quiet = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}

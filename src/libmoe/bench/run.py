@@ -1,4 +1,4 @@
-"""Run a grid on a local pool of processes, cell by cell, and write its results as they come.
+"""Run a grid cell by cell, on this machine or on a cluster, and write its results as they come.
 
 Cells that are done are never run again: the same command after a kill goes on where it stopped, and a method that
 is added later to the same folder is the only one that is trained.
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from libmoe.bench.budgets import Calibrator
 from libmoe.bench.cell import CellSpec, check_origin, finished_row, plugin_digest
+from libmoe.bench.executors import Executor, LocalPool
+from libmoe.bench.executors.local import cores
 from libmoe.bench.grid import Grid
 from libmoe.bench.live import LiveTable
 from libmoe.bench.match import Matched, match_sizes
-from libmoe.bench.pool import run_pool
+from libmoe.bench.provenance import command_line, gather, record
 from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
 from libmoe.core.files import hold, write_json
@@ -32,13 +32,22 @@ Say = Callable[[str], None]
 
 
 def run_grid(
-    grid: Grid, out: str | Path, *, plugins: Sequence[str | Path] = (), say: Say = print, live: bool = True
+    grid: Grid,
+    out: str | Path,
+    *,
+    plugins: Sequence[str | Path] = (),
+    executor: Executor | None = None,
+    say: Say = print,
+    live: bool = True,
 ) -> Path:
     """Train and evaluate every method with every seed; returns the folder with ``results.json``.
+
+    An executor that hands the cells over to another system leaves those out that are not done yet.
 
     Args:
         out: grid folder; one subfolder per cell.  Cells of the same comparison that it holds already are kept.
         plugins: Python files that register further methods; workers load them too.
+        executor: where cells run; by default on this machine, ``grid.workers`` at once.
         say: where one-line messages go.
         live: show a table that refreshes while cells run.
 
@@ -47,16 +56,23 @@ def run_grid(
         LibMoEError: every cell failed.
     """
     folder = Path(out)
+    executor = executor or LocalPool(grid.workers)
     with hold(folder):
         whole = _claim(folder, grid)
         say(f"Sizes, matched on {grid.match.replace('_', ' ')} of {grid.baseline!r}:")
-        sizes = match_sizes(grid)
+        measured = Calibrator(folder / "calibration.json", grid.calibration_steps, executor.threads)
+        sizes = match_sizes(grid, measured)
+        _refuse_reuse(sizes)
         for line in describe_sizes(sizes):
             say(f"  {line}")
-        specs = _cells(grid, folder, sizes, plugins)
+        specs = _cells(grid, folder, sizes, plugins, executor.threads)
         for spec in specs:
             check_origin(spec)
-        results = Results.read(folder, whole, describe_protocol(grid, sizes))
+        protocol = describe_protocol(grid, sizes)
+        fingerprints = {protocol["data"]: protocol["data_fingerprint"]}
+        files = [str(Path(p).resolve()) for p in plugins]
+        record(folder, gather(command=command_line(), recipe=whole, plugins=files, data=fingerprints))
+        results = Results.read(folder, whole, protocol)
         results.forget(specs)
         rows = {spec.run_dir: row for spec in specs if (row := finished_row(spec)) is not None}
         if rows:
@@ -64,16 +80,14 @@ def run_grid(
         for row in rows.values():
             results.add(row)
         todo = [spec for spec in specs if spec.run_dir not in rows]
-        with LiveTable(specs, rows, enabled=live, say=say) as table:
+        with LiveTable(specs, rows, enabled=live, say=say, metrics=executor.metrics) as table:
 
             def finished(spec: CellSpec, row: dict[str, Any]) -> None:
                 rows[spec.run_dir] = row
                 results.add(row)
                 table.finished(spec, row)
 
-            run_pool(
-                todo, _workers(grid), folder, started=table.started, finished=finished, tick=table.refresh
-            )
+            executor.run(todo, folder, started=table.started, finished=finished, tick=table.refresh)
     failed = [row for row in rows.values() if row["status"] != "ok"]
     for row in failed if table.live is not None else []:  # without a table each has been said
         say(f"{row['method']} seed {row['seed']} failed: {row['error']}")
@@ -82,27 +96,20 @@ def run_grid(
     return folder
 
 
-def _workers(grid: Grid) -> int:
-    return max(1, min(grid.workers, _cores()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cells(
-    grid: Grid, folder: Path, sizes: dict[str, Matched], plugins: Sequence[str | Path]
+    grid: Grid, folder: Path, sizes: dict[str, Matched], plugins: Sequence[str | Path], threads: int
 ) -> list[CellSpec]:
     """Seed by seed, so that a first comparison of all methods is there early."""
     return [
         CellSpec(
             key=entry.key,
             label=entry.label,
-            recipe=grid.cell_recipe(entry, seed, sizes[entry.key].options),
+            recipe=sizes[entry.key].recipe(grid, entry, seed),
             run_dir=str(folder / f"{entry.key}-s{seed}"),
             plugins=tuple(str(Path(p).resolve()) for p in plugins),
-            threads=max(1, _cores() // _workers(grid)),
+            threads=threads,
             plugin_digest=plugin_digest(entry.method),
+            command=command_line(),
         )
         for seed in grid.seeds
         for entry in grid.entries
@@ -121,7 +128,8 @@ def _claim(folder: Path, grid: Grid) -> dict[str, Any]:
     mark, mine = folder / "grid.json", to_dict(grid)
     if (folder / "recipe.yaml").exists():
         raise ConfigError(f"{folder} holds a run, not a comparison; choose another --out")
-    del mine["workers"]
+    for key in ("workers", "resources"):  # where cells run is no part of the comparison
+        mine.pop(key, None)
     mine["entries"] = {entry["key"]: entry for entry in mine["entries"]}
     theirs = mine
     if mark.exists():
@@ -183,14 +191,26 @@ class Results:
         write_json(self.path, {"protocol": self.protocol, "rows": ordered})
 
 
+def _refuse_reuse(sizes: dict[str, Matched]) -> None:
+    """Data that is seen several times is no option of the loader yet: more steps would see new data."""
+    for key, matched in sizes.items():
+        if matched.unique_tokens is not None:
+            raise ConfigError(
+                f"entry {key!r}: equal_ncd trains on the same {matched.unique_tokens:,} tokens again and again, which "
+                "cannot be run yet; match 'total_params + train_flops' trains longer on new data"
+            )
+
+
 def describe_sizes(sizes: dict[str, Matched]) -> list[str]:
     width = max(map(len, sizes))
     lines = []
     for key, matched in sizes.items():
         cost = matched.cost
-        residual = "" if matched.residual is None else f"  off target {matched.residual:+.2%}"
+        off = [f"{name} {share:+.2%}" for name, share in matched.residuals.items()]
+        clock = "" if matched.clock_spread is None else f"  clock scatters by {matched.clock_spread:.1%}"
         lines.append(
-            f"{key:<{width}}  active {cost.active_params:>11,}  total {cost.total_params:>11,}{residual}"
+            f"{key:<{width}}  active {cost.active_params:>11,}  total {cost.total_params:>11,}  "
+            f"{matched.steps:,} steps{'  off target ' + ', '.join(off) if off else ''}{clock}"
         )
     return lines
 
@@ -208,6 +228,8 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
     return {
         "name": grid.name,
         "budget": f"{grid.match} equal to {grid.baseline}" if grid.match != "none" else "sizes as given",
+        "steps_by_entry": {key: m.steps for key, m in sizes.items()},
+        "tokens_per_param": {key: m.tokens_per_param for key, m in sizes.items()},
         "baseline": grid.baseline,
         "seeds": grid.seeds,
         "steps": recipe.train.steps,
@@ -218,10 +240,8 @@ def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
         "task_chance": {task: CHANCE for task in recipe.eval.tasks if task in TASKS},
         "mismatch": {key: m.residual for key, m in sizes.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(
-            ["libmoe" if "libmoe" in sys.argv[0] else Path(sys.argv[0]).name, *sys.argv[1:]]
-        ),
-        "hardware": f"{platform.processor() or platform.machine()}, {_cores()} cores, {platform.system()}",
+        "command": command_line(),
+        "hardware": f"{platform.processor() or platform.machine()}, {cores()} cores, {platform.system()}",
         "versions": {
             "libmoe": libmoe.__version__,
             "python": platform.python_version(),

@@ -29,6 +29,7 @@ OPTIONAL = {
     "wandb": ("wandb", "tracker", "wandb"),
     "mlflow": ("mlflow", "tracker", "mlflow"),
     "triton": ("triton", "GPU kernels", "gpu"),
+    "ray": ("ray", "comparisons on a cluster", "ray"),
 }
 """By module: its distribution, what it is for, and the extra of libmoe that brings it."""
 

@@ -53,6 +53,28 @@ def bench(
     ] = None,
     sets: SetInGrid = None,
     plugin: Plugin = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Run cells on a Ray cluster: its address, `auto`, or `local`."
+        ),
+    ] = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(
+            "--slurm", metavar="FOLDER", help="Write the files of a SLURM job array instead of running."
+        ),
+    ] = None,
+    slurm_option: Annotated[
+        Names, names("--slurm-option", "NAME=VALUE", "A further option of sbatch, e.g. `partition=long`.")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", help="CPU cores that a cell asks a cluster for.")
+    ] = None,
+    gpus: Annotated[float, typer.Option("--gpus", help="GPUs that a cell asks a cluster for.")] = 0.0,
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory-gb", help="Memory that a cell asks a cluster for.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -72,6 +94,12 @@ def bench(
         load_plugins(plugin),
         add=add or [],
         only=only or [],
+        ray=ray,
+        slurm=slurm,
+        slurm_options=slurm_option or [],
+        cpus=cpus,
+        gpus=gpus,
+        memory_gb=memory_gb,
         quiet=quiet,
         as_json=as_json,
     )
@@ -143,3 +171,33 @@ def fit(
         top_k=top_k,
         as_json=as_json,
     )
+
+
+@app.command()
+def reproduce(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A finished run, or a cell of a comparison.")
+    ],
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Compare losses up to this step only [default: the whole run]."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Relative difference that still counts as the same.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the run is made again.")] = None,
+    plugin: Plugin = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run a finished run again from its recipe, and say whether its losses and scores come out again.
+
+    Equal to the last bit, within the tolerance, or not; with what differs in the environment. The exit code is 1 when
+    numbers differ by more than the tolerance.
+
+    Example: `libmoe reproduce runs/quickstart/smoe-s0 --steps 50`
+    """
+    from libmoe.cli.reproduce import run
+
+    plugins = load_plugins(plugin)
+    run(run_dir, out, steps=steps, tolerance=tolerance, plugins=plugins, quiet=quiet, as_json=as_json)

@@ -1,0 +1,34 @@
+"""Cells on processes of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from libmoe.bench.cell import CellSpec
+from libmoe.bench.executors.base import MODEST, Executor, Finished, Resources, Started, Tick
+from libmoe.bench.pool import run_pool
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(workers: int, resources: Resources) -> tuple[int, int]:
+    """How many cells run at once on this machine, and the threads of each."""
+    count = max(1, min(workers, cores() // (resources.cpus or 1)))
+    return count, resources.cpus or max(1, cores() // count)
+
+
+class LocalPool(Executor):
+    """At most ``workers`` cells at once, and no more than there are cores for."""
+
+    def __init__(self, workers: int, resources: Resources = MODEST) -> None:
+        self.count, self.threads = share(workers, resources)
+
+    def run(
+        self, specs: Sequence[CellSpec], folder: Path, *, started: Started, finished: Finished, tick: Tick
+    ) -> None:
+        run_pool(specs, self.count, folder, started=started, finished=finished, tick=tick)
