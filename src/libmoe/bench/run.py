@@ -206,7 +206,8 @@ def describe_sizes(sizes: dict[str, Matched]) -> list[str]:
     lines = []
     for key, matched in sizes.items():
         cost = matched.cost
-        off = [f"{name} {share:+.2%}" for name, share in matched.residuals.items()]
+        shares = matched.residuals.items()
+        off = [f"{name} {share:+.2%}" if len(shares) > 1 else f"{share:+.2%}" for name, share in shares]
         clock = "" if matched.clock_spread is None else f"  clock scatters by {matched.clock_spread:.1%}"
         lines.append(
             f"{key:<{width}}  active {cost.active_params:>11,}  total {cost.total_params:>11,}  "
