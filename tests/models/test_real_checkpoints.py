@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import real_checkpoints
 from libmoe.layers import moe_layers
 from libmoe.models import load, moeify, save
-
-_spec = importlib.util.spec_from_file_location(
-    "real_checkpoints", Path(__file__).with_name("real_checkpoints.py")
-)
-real_checkpoints = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(real_checkpoints)
 
 LAYERS = {"minilm": 6, "dinov2": 12, "whisper": 8}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +10,7 @@ from typing import Any
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location("fake_grid", Path(__file__).with_name("fake_grid.py"))
-assert _spec is not None and _spec.loader is not None
-fake_grid = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_grid)
+import fake_grid
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from libmoe.core.errors import DataError
-from libmoe.report.intervals import holm, paired_difference, seed_scatter
+from libmoe.report.intervals import paired_difference, seed_scatter
 
 
 def experiment(
@@ -160,12 +160,6 @@ def test_scatter_of_seeds_leaves_out_what_all_methods_share_and_a_wild_method() 
     wild = [{"method": "wild", "seed": s, "bits_per_byte": 3.0 + 2.0 * (s % 2)} for s in range(4)]
     assert seed_scatter(rows + wild) == calm
     assert seed_scatter(rows[:4]) is None
-
-
-def test_holm_multiplies_by_the_number_of_hypotheses_left() -> None:
-    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5})
-    assert adjusted == pytest.approx({"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.5})
-    assert holm({}) == {}
 
 
 def test_a_method_with_one_seed_gets_the_scatter_of_the_others() -> None:

@@ -10,6 +10,11 @@ import pytest
 from libmoe.stats import holm
 
 
+def test_it_multiplies_by_the_number_of_hypotheses_left() -> None:
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5})
+    assert adjusted == pytest.approx({"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.5})
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_equals_the_closed_test(seed: int) -> None:
     p = dict(enumerate(np.random.default_rng(seed).beta(0.4, 2, size=7).tolist()))

@@ -13,6 +13,7 @@ from libmoe.bench.provenance import gather, record, trained_on
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
 from libmoe.core.files import write_atomically, write_json
+from libmoe.core.memory import out_of_memory
 from libmoe.core.plugins import blame, describe, load_plugin, plugin_file
 from libmoe.methods import METHODS
 from libmoe.train.recipe import Recipe
@@ -104,7 +105,7 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
     The stack trace of an error that nobody foresaw is kept in ``error.txt`` of the run folder.
 
     Raises:
-        MemoryError, torch.OutOfMemoryError, RuntimeError: no memory was left, see :func:`is_out_of_memory`.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: no memory was left.
     """
     import torch
 
@@ -123,7 +124,7 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
     except LibMoEError as error:
         row = failed_row(spec, str(error))
     except Exception as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         details = folder / "error.txt"
         write_atomically(details, traceback.format_exc().encode())
@@ -131,15 +132,6 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
         row = failed_row(spec, f"{place}{describe(error)} (details: {details})")
     write_json(spec.row_file, row)
     return row
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine or its GPU had no memory left."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
 
 
 def _note_provenance(spec: CellSpec) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from libmoe.bench.cell import OUT_OF_MEMORY, CellSpec, finished_row, is_out_of_memory, run_cell
+from libmoe.bench.cell import OUT_OF_MEMORY, CellSpec, finished_row, run_cell
 from libmoe.bench.pool import run_pool
 from libmoe.core.errors import ConfigError, LibMoEError
 from libmoe.core.files import hold, to_json, write_json
+from libmoe.core.memory import out_of_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +55,7 @@ def serve() -> None:
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(OUT_OF_MEMORY if is_out_of_memory(error) else 1)
+        os._exit(OUT_OF_MEMORY if out_of_memory(error) else 1)
 
 
 def _listen(requests: SimpleQueue[str]) -> None:

@@ -86,9 +86,9 @@ def trace_samples(
     """
     if not list(moe_layers(model)):
         return None
+    from libmoe.core.memory import out_of_memory
     from libmoe.eval.harness.driver import quiet
     from libmoe.eval.harness.lm import Scorer
-    from libmoe.eval.memory import out_of_memory
 
     folder = Path(folder)
     rows = SampleFile(folder / "samples" / task).read(["doc_id", "target", "arguments", "responses", "error"])

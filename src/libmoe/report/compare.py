@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from libmoe.report.intervals import Difference, SeedScatter, Units, holm, paired_difference, seed_scatter
+from libmoe.report.intervals import Difference, SeedScatter, Units, paired_difference, seed_scatter
 from libmoe.report.load import Grid, Row
+from libmoe.stats import holm
 
 LEVEL = 0.05
 """Chance of any false claim among all comparisons with the baseline (Holm)."""

@@ -37,7 +37,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libmoe.core.errors import DataError
-from libmoe.stats import holm as holm
 
 WILD = 0.99
 """A method is not pooled with the others when equal methods would hardly ever scatter so unequally."""

@@ -95,6 +95,7 @@ def test_a_model_continues_the_theorem(repository: Path) -> None:
     "LIBMOE_FIMO" not in os.environ, reason="LIBMOE_FIMO does not point to a copy of the repository"
 )
 def test_the_real_folder_has_the_published_counts() -> None:
+    """The published problems may be read, not shipped, so a copy has to be at hand."""
     found = load_fimo(os.environ["LIBMOE_FIMO"])
     words, theorems = zip(*found.counts.values())
     assert sum(words) == 245 and theorems == (89, 60)

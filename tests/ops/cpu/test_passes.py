@@ -13,28 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from libmoe.ops import backends
+from fused_results import FUSED, assert_same_bits, results
 from libmoe.ops.cpu import layout as layout_module
 from libmoe.ops.cpu import padded
 from libmoe.ops.cpu.compiled import compiled as compiled_passes
-from libmoe.testing.backend_cases import Case, Leaves, by_columns, ffn_cases, many_rows, to_experts, top_k
+from libmoe.testing.backend_cases import by_columns, ffn_cases, many_rows, to_experts, top_k
 from libmoe.testing.backends import BackendProbe
 
-FUSED = backends()["cpu_fused"]
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-def results(case: Case, dtype: torch.dtype = torch.float32) -> Leaves:
-    """Output and gradients of the fused pass."""
-    leaves = {name: leaf.requires_grad_() for name, leaf in case.leaves(dtype).items()}
-    y = case.compute(FUSED, leaves)
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return {"y": y} | dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), grad)))
-
-
-def assert_same_bits(found: Leaves, expected: Leaves) -> None:
-    for name, right in expected.items():
-        assert torch.equal(found[name], right), name
 
 
 @pytest.fixture(params=["single products", "products in pieces", "batched products"])

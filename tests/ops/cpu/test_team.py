@@ -10,24 +10,9 @@ from itertools import chain
 import pytest
 import torch
 
-from libmoe.ops import backends
+from fused_results import FUSED, results
 from libmoe.ops.cpu import team
-from libmoe.testing.backend_cases import Case, Leaves, many_rows
-
-FUSED = backends()["cpu_fused"]
-
-
-def results(case: Case, dtype: torch.dtype = torch.float32) -> Leaves:
-    """Output and gradients of the fused pass."""
-    leaves = {name: leaf.requires_grad_() for name, leaf in case.leaves(dtype).items()}
-    y = case.compute(FUSED, leaves)
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return {"y": y} | dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), grad)))
-
-
-def assert_same_bits(found: Leaves, expected: Leaves) -> None:
-    for name, right in expected.items():
-        assert torch.equal(found[name], right), name
+from libmoe.testing.backend_cases import Leaves, many_rows
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5])

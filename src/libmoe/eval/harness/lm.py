@@ -10,8 +10,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from libmoe.core.errors import DataError
+from libmoe.core.memory import out_of_memory
 from libmoe.eval.harness.answers import Answers
-from libmoe.eval.memory import out_of_memory
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 

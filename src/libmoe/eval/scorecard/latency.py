@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError, DataError
+from libmoe.core.memory import out_of_memory
 from libmoe.eval.heldout import evaluating
-from libmoe.eval.memory import out_of_memory
 
 WARM_UP = 2
 """Calls before the first that is timed: kernels are chosen and memory is taken then."""

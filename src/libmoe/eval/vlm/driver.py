@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from libmoe.core.errors import DataError
+from libmoe.core.memory import out_of_memory
 from libmoe.eval.harness.answers import Answers
 from libmoe.eval.harness.driver import Progress
 from libmoe.eval.harness.keeping import claim_samples
 from libmoe.eval.harness.samples import SampleFile, is_number
 from libmoe.eval.harness.scores import TaskScore
 from libmoe.eval.harness.settings import Settings
-from libmoe.eval.memory import out_of_memory
 from libmoe.eval.vlm.adapters import Adapter, seeded
 from libmoe.eval.vlm.documents import VisionDocuments, stable_reason
 from libmoe.eval.vlm.judging import arrange, unjudged
