@@ -78,7 +78,9 @@ class MoELayer(nn.Module):
         if opts.statistics is not None:
             mask_T = ctx.mask_T
             count_N = routing.plan.load_N(mask_T)
-            tokens = count_N.new_tensor(float(routing.plan.num_tokens)) if mask_T is None else mask_T.sum().float()
+            tokens = (
+                count_N.new_tensor(float(routing.plan.num_tokens)) if mask_T is None else mask_T.sum().float()
+            )
             opts.statistics.add(self.index, count_N, tokens)
         for record in opts.recorders:
             record(ctx, routing)

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from libmoe.core.errors import ConfigError
-from libmoe.layers import MoELayer, moe_layers
+from libmoe.layers import MoELayer, moe_layers, replaced_forward
 from libmoe.models.receipt import count_parameters
 
 _Shapes = dict[int, list[tuple[int, int]]]  # by layer: tokens and width of each call
@@ -114,11 +114,18 @@ def _layer_flops(layer: MoELayer, dim: int) -> float:
 def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tuple[float, _Shapes, int]:
     """FLOPs outside the MoE layers, what reaches each of these, and tokens of the example."""
     device = next(model.parameters()).device
+    shapes: _Shapes = {layer.index: [] for layer in layers}
+
+    def note(layer: MoELayer, hidden_states: Tensor) -> Tensor:
+        dim = hidden_states.shape[-1]
+        shapes[layer.index].append((hidden_states.numel() // dim, dim))
+        return hidden_states
+
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _in_evaluation(model):
             inputs, tokens = example(model, seq_len, device)
             with (
-                _stubs(layers) as shapes,
+                replaced_forward(layers, note),
                 _first_block_rows(model, tokens is None) as blocks,
                 flop_counter() as counter,
             ):
@@ -160,28 +167,6 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def _stubs(layers: list[MoELayer]) -> Iterator[_Shapes]:
-    """MoE layers that only say what came by."""
-    shapes: _Shapes = {layer.index: [] for layer in layers}
-
-    def stub(layer: MoELayer) -> Any:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            dim = hidden_states.shape[-1]
-            shapes[layer.index].append((hidden_states.numel() // dim, dim))
-            return hidden_states
-
-        return forward
-
-    for layer in layers:
-        layer.forward = stub(layer)  # type: ignore[method-assign]
-    try:
-        yield shapes
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 @contextmanager

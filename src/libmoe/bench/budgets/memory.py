@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch.func import functional_call
 
 from libmoe.core.context import ForwardContext, use
 from libmoe.core.errors import ConfigError
-from libmoe.layers import MoELayer, moe_layers
+from libmoe.layers import MoELayer, moe_layers, replaced_forward
 from libmoe.models import Account
 from libmoe.train.recipe import Recipe
 from libmoe.train.step import next_token_loss
@@ -63,12 +61,20 @@ def activation_bytes(model: nn.Module, rows: int, seq_len: int) -> int:
             alive.append(tensor)
         return tensor
 
+    routed: list[int] = []
+
+    def shared_part_alone(layer: MoELayer, hidden_states: Tensor) -> Tensor:
+        """The rest of the layer is only counted."""
+        dim = hidden_states.shape[-1]
+        routed.append(_routed_bytes(layer, hidden_states.numel() // dim, dim))
+        return hidden_states if layer.shared is None else hidden_states + layer.shared(hidden_states)
+
     # Attention keeps other things on other devices, so tensors without data pretend to be where training would be.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layers = [layer for _, layer in moe_layers(model)]
     was_training = model.training
     # The context is given because a forward pass with gradients would draw a seed, and no tensor here has a value.
-    with FakeTensorMode(), _shared_parts_alone(layers) as routed, use(ForwardContext()):
+    with FakeTensorMode(), replaced_forward(layers, shared_part_alone), use(ForwardContext()):
         state = {
             name: torch.empty(t.shape, dtype=t.dtype, device=device, requires_grad=t.requires_grad)
             for name, t in [*model.named_parameters(), *model.named_buffers()]
@@ -100,28 +106,6 @@ class _Standing(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return functional_call(self.model, self.state, kwargs=inputs)
-
-
-@contextmanager
-def _shared_parts_alone(layers: list[MoELayer]) -> Iterator[list[int]]:
-    """MoE layers that run their shared expert and only count the rest."""
-    counted: list[int] = []
-
-    def stub(layer: MoELayer) -> Callable[..., Tensor]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            dim = hidden_states.shape[-1]
-            counted.append(_routed_bytes(layer, hidden_states.numel() // dim, dim))
-            return hidden_states if layer.shared is None else hidden_states + layer.shared(hidden_states)
-
-        return forward
-
-    for layer in layers:
-        layer.forward = stub(layer)  # type: ignore[method-assign]
-    try:
-        yield counted
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def _routed_bytes(layer: MoELayer, tokens: int, dim: int) -> int:

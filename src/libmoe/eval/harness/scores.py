@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -62,16 +62,22 @@ class Evaluation:
         return asdict(self)
 
 
+def sound_rows(rows: Iterable[Mapping[str, Any]], broken: dict[int, str]) -> Iterator[Mapping[str, Any]]:
+    """Sample rows with a score; why others have none goes into ``broken``."""
+    for row in rows:
+        if row["error"] is None:
+            yield row
+        else:
+            broken[row["doc_id"]] = row["error"]
+
+
 def score_task(name: str, task: Any, rows: Iterable[Mapping[str, Any]], bootstrap: int) -> TaskScore:
     """Scores of one task from its sample rows."""
     values: dict[str, list[Any]] = {}
     clusters: dict[str, list[str]] = {}
     broken: dict[int, str] = {}
     documents = 0
-    for row in rows:
-        if row["error"] is not None:
-            broken[row["doc_id"]] = row["error"]
-            continue
+    for row in sound_rows(rows, broken):
         documents += 1
         for key, value in row["metrics"].items():
             values.setdefault(key, []).append(value)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from libmoe.eval.harness.samples import is_number
-from libmoe.eval.harness.scores import Metric, TaskScore
+from libmoe.eval.harness.scores import Metric, TaskScore, sound_rows
 from libmoe.stats import clustered_mean
 
 NO_MEAN = re.compile(r"^mme_|^[qf]Acc|precision|recall|f1|ratio")
@@ -31,10 +31,7 @@ def score_task(
     series: dict[str, _Series] = {}
     broken: dict[int, str] = {}
     documents = 0
-    for row in rows:
-        if row["error"] is not None:
-            broken[row["doc_id"]] = row["error"]
-            continue
+    for row in sound_rows(rows, broken):
         documents += 1
         metrics = row["metrics"]
         items = metrics.get("items", {})
