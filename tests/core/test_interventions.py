@@ -1,4 +1,4 @@
-"""Edits of routing at inference time."""
+"""Edits of what routers choose from, and replay."""
 
 from __future__ import annotations
 
@@ -6,28 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from libmoe.core.context import options
+from intervened import IDS, by_token, run
 from libmoe.core.errors import ConfigError
 from libmoe.core.interventions import BanExperts, DropTopRanked, ForceTopK, Intervention, ReplayPlans
-from libmoe.core.plan import Plan, plan_from_tensors
-
-IDS = torch.randint(1, 61, (2, 7), generator=torch.Generator().manual_seed(0))
-
-
-def run(model: nn.Module, *edits: Intervention, ids: Tensor = IDS) -> tuple[Tensor, dict[int, Plan]]:
-    plans: dict[int, Plan] = {}
-
-    def record(ctx, routing) -> None:
-        plans[ctx.index] = routing.plan
-
-    with torch.no_grad(), options(interventions=edits, recorders=[record]):
-        return model(ids).logits, plans
-
-
-def by_token(plan: Plan) -> list[list[int]]:
-    return plan.expert_A.view(-1, plan.k).tolist()
+from libmoe.core.plan import plan_from_tensors
 
 
 @pytest.mark.parametrize("k", [1, 3, 4])

@@ -66,6 +66,21 @@ def test_windows_are_pairs_of_bits_and_bytes_that_add_up(tokenized: TokenizedCor
         assert found["domains"][domain] == pytest.approx(bits / size)
 
 
+def test_each_window_names_the_document_of_most_of_its_text(tokenized: TokenizedCorpus) -> None:
+    found = HeldOut(tokenized["test"], seq_len=64, batch_size=3).score(Uniform())
+    for domain, stream in tokenized["test"].items():
+        documents = found["window_documents"][domain]
+        assert len(documents) == len(found["windows"][domain])
+        assert documents == sorted(documents) and set(documents) == set(range(stream.num_documents))
+        for window, document in enumerate(documents):
+            first = window * 63  # windows overlap by the token that is context only
+            inside = [
+                int(stream.byte_counts[max(begin, first + 1) : min(end, first + 64)].sum())
+                for begin, end in zip(stream.offsets, stream.offsets[1:])
+            ]
+            assert inside[document] == max(inside)
+
+
 def test_the_batch_size_does_not_matter(tokenized: TokenizedCorpus, moe: nn.Module) -> None:
     one, many = (
         HeldOut(tokenized["test"], seq_len=32, per_domain=4, batch_size=n).score(moe)["windows"]

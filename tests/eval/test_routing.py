@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import libmoe.core.context as context
-from libmoe.analysis import read_trace
+from libmoe.analysis import Trace
 from libmoe.core.errors import DataError
 from libmoe.eval.harness.samples import SampleFile
 from libmoe.eval.routing import read_routing, right_answer, trace_samples
@@ -133,7 +133,7 @@ def test_every_decision_on_request(
     write_samples(tmp_path)
     path = trace_samples(model, tokenizer, tmp_path, "mine", 3, batch_size=2, tokens=True)
     assert path is not None
-    found, trace = read_routing(path), read_trace(tmp_path / "routing" / "mine.tokens.parquet")
+    found, trace = read_routing(path), Trace.open(tmp_path / "routing" / "mine.tokens").to_pandas()
     for document, layer, expert, count in zip(
         *(found[n] for n in ("doc_id", "layer", "expert", "assignments"))
     ):

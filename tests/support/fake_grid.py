@@ -1,6 +1,6 @@
 """Write an invented grid folder for the tests of the report: planted numbers, no training.
 
-``python tests/report/fake_grid.py FOLDER`` writes one to look at.
+``python tests/support/fake_grid.py FOLDER`` writes one to look at.
 """
 
 from __future__ import annotations
@@ -70,13 +70,28 @@ METHODS: list[tuple[str, str, str, int | None, float, float, float, float]] = [
 LAYERS, EXPERTS, STEPS, TOKENS_PER_STEP, WINDOWS = 3, 8, 240, 8192, 24
 
 
-def write_fake_grid(folder: Path, *, seeds: tuple[int, ...] = (0, 1), windows: bool = True) -> Path:
-    """Write seven methods times ``seeds``; returns ``folder``."""
+def write_fake_grid(
+    folder: Path, *, seeds: tuple[int, ...] = (0, 1), windows: bool = True, more: int = 0
+) -> Path:
+    """Write seven methods, and as many ``more`` invented routers, times ``seeds``; returns ``folder``."""
     rng = np.random.default_rng(7)
     size_DW = rng.integers(380, 620, size=(len(DOMAINS), WINDOWS))
     text_DW = np.array([level for level, _ in DOMAINS.values()])[:, None] + rng.normal(0, 0.22, size_DW.shape)
     rows = []
-    for method in METHODS:
+    routers = [
+        (
+            f"router-{i}",
+            f"Invented router number {i} with a long name",
+            "moe",
+            None,
+            -0.003 * i,
+            0.5,
+            0.3,
+            0.6,
+        )
+        for i in range(more)
+    ]
+    for method in [*METHODS, *routers]:
         taste_DW = rng.normal(0, 0.02, (len(DOMAINS), 1)) + rng.normal(0, 0.03, size_DW.shape)
         for seed in seeds:
             rows.append(
@@ -166,6 +181,7 @@ def _write_run(
             domain: [[float(b), int(n)] for b, n in zip(bits_DW[i], size_DW[i], strict=True)]
             for i, domain in enumerate(DOMAINS)
         }
+        evaluation["window_documents"] = {domain: [w // 2 for w in range(WINDOWS)] for domain in DOMAINS}
     save(run / "eval.json", evaluation)
 
     active = 1_420_000 if name != "dense-total" else 4_390_000
@@ -182,7 +198,8 @@ def _write_run(
             "which-domain": {"acc": 0.14 - gain / 4 + rng.normal(0, 0.01), "acc_stderr": 0.015, "n": 520},
         },
         "tokens_per_second": 9800 * speed * rng.uniform(0.97, 1.03), "peak_memory_bytes": 412e6 + active * 60,
-        "train_seconds": int(tokens[-1]) / (9800 * speed), "causal": name != "expert-choice", "notes": [],
+        "train_seconds": int(tokens[-1]) / (9800 * speed), "steps": STEPS,
+        "causal": name != "expert-choice", "notes": [],
     }  # fmt: skip
 
 
@@ -225,6 +242,22 @@ def _sample(rng: np.random.Generator, routing: list[dict[str, Any]], gain: float
             )
         samples.append({"domain": domain, "tokens": tokens})
     return samples
+
+
+def tuned(results: dict[str, Any]) -> None:
+    """Let two methods of a ``results.json`` have been tuned."""
+    for row in results["rows"]:
+        if row["method"] in ("topk", "hash"):
+            note = "tuning: train.lr=0.004 is the largest value that was tried; widen the list"
+            cost = {"train_flops": 1e12, "train_seconds": 60.0}
+            row["tuning"] = {"chosen": {"train.lr": 0.004}, "trials": 3, **cost, "notes": [note]}
+    results["protocol"]["tuning"] = {
+        "strategy": "sweep",
+        "knobs": {"train.lr": [0.001, 0.002, 0.004]},
+        "trials": 3,
+        "steps": "25 % of the entry's own",
+        "seed": 1000,
+    }
 
 
 if __name__ == "__main__":

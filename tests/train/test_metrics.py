@@ -14,7 +14,7 @@ from libmoe.train.trackers import flatten
 RECORD = {
     "step": 4,
     "loss": 2.5,
-    "balance": {"0": {"load": [0.5, 0.5], "entropy": 0.69, "max_violation": 0.25, "dead": 0}},
+    "balance": {"0": {"load": [0.5, 0.5], "entropy": 0.6931, "max_violation": 0.25, "dead": 0}},
     "alarms": [{"kind": "collapse"}],
 }
 
@@ -40,12 +40,16 @@ def test_trackers_get_flat_numbers() -> None:
     assert flatten(RECORD) == {
         "step": 4.0,
         "loss": 2.5,
-        "balance/0/entropy": 0.69,
+        "balance/0/entropy": 0.6931,
         "balance/0/max_violation": 0.25,
         "balance/0/dead": 0.0,
     }
 
 
 def test_the_progress_line_has_loss_speed_and_imbalance() -> None:
-    assert describe(RECORD, 12345.6) == "loss 2.500, 12,346 tokens/s, max violation 0.25"
+    line = "loss 2.500, 12,346 tokens/s, max violation 0.25, load entropy 1.00"
+    assert describe(RECORD, 12345.6) == line
+    worse = {"1": {"load": [1.0, 0.0], "entropy": 0.0, "max_violation": 1.0, "dead": 1, "margin": 0.5}}
+    both = {**RECORD, "balance": {**RECORD["balance"], **worse}}
+    assert describe(both, 1).endswith("max violation 1.00, load entropy 0.00, 1 dead, margin 0.50")
     assert [duration(s) for s in (45, 200, 7500)] == ["45 s", "3 min 20 s", "2 h 05 min"]

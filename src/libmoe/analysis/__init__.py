@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from libmoe.analysis.routing import LayerSummary, RoutingSummary, mutual_information_bits
-from libmoe.analysis.trace import TraceRecorder, read_trace
+from libmoe.analysis.trace import Trace, TraceRecorder
 
-__all__ = ["LayerSummary", "RoutingSummary", "TraceRecorder", "mutual_information_bits", "read_trace"]
+__all__ = ["LayerSummary", "RoutingSummary", "Trace", "TraceRecorder", "mutual_information_bits"]

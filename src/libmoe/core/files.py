@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -38,16 +39,25 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise
 
 
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, read piece by piece.  Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
-def hold(folder: str | Path) -> Iterator[None]:
+def hold(folder: str | Path, lock: str = ".lock") -> Iterator[None]:
     """Make the folder and keep other processes from holding it while the block runs.
+
+    Args:
+        lock: name of the file that is locked; holders of different names do not keep each other out.
 
     Raises:
         ConfigError: another process holds it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if fcntl is not None:
             try:
@@ -61,6 +71,19 @@ def hold(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def is_held(folder: str | Path, lock: str = ".lock") -> bool:
+    """Whether a process holds the folder (:func:`hold`); always false on Windows."""
+    path = Path(folder) / lock
+    if fcntl is None or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def finite(value: Any) -> Any:
@@ -85,3 +108,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     """Write ``value`` as JSON, atomically."""
     write_atomically(path, (to_json(value, indent) + "\n").encode())
+
+
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` where there is no file, or none that holds one."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -46,10 +46,14 @@ def plugin_file(thing: type) -> Path | None:
     return Path(str(module.__file__))
 
 
+def loaded_plugins() -> list[Path]:
+    """The files of all plugins that this process has loaded, in the order of loading."""
+    return [Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(_PREFIX)]
+
+
 def blame(error: BaseException) -> str | None:
     """``file.py:line`` of the loaded plugin whose code raised ``error``, ``None`` when no plugin took part."""
-    files = [Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(_PREFIX)]
-    places = (_last_place(error, file) for file in files)
+    places = (_last_place(error, file) for file in loaded_plugins())
     return next((place for place in places if place), None)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from libmoe.core.errors import ConfigError, DataError
 from libmoe.core.files import write_json
+from libmoe.core.machine import installed_version
 from libmoe.eval.flags import flags_of
 from libmoe.eval.harness.scores import Evaluation
 from libmoe.eval.harness.settings import Settings
@@ -94,7 +94,9 @@ def evaluate_opened(
     if seen:
         from libmoe.eval.vlm import evaluate_vision
 
-        more = evaluate_vision(opened, seen, folder, settings, data_dir=data_dir, judge=judge, progress=report)
+        more = evaluate_vision(
+            opened, seen, folder, settings, data_dir=data_dir, judge=judge, progress=report
+        )
         found = Evaluation(
             found.tasks | more.tasks,
             found.groups | more.groups,
@@ -106,7 +108,8 @@ def evaluate_opened(
         "identity": opened.identity,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings.facts(),
-        "versions": {name: _version(name) for name in LIBRARIES} | ({"lmms-eval": VERSION} if seen else {}),
+        "versions": {name: installed_version(name) for name in LIBRARIES}
+        | ({"lmms-eval": VERSION} if seen else {}),
         "cost": _cost(opened),
         "flags": flags_of(opened.model),
         "about": {name: _about(task) for name, task in of.items()},
@@ -206,10 +209,3 @@ def _clear(folder: Path) -> None:
     for name in ("samples", "answers", "routing"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from libmoe.eval.opening import OpenModel, fingerprint, model_folder
 from libmoe.eval.sample import sample_routing
 from libmoe.layers import moe_layers
 from libmoe.models import account, load_any
-from libmoe.train import checkpoint
+from libmoe.models.card import write_card
+from libmoe.train import checkpoint, provenance
 from libmoe.train.recipe import DataConfig, EvalConfig, Recipe, load_recipe
 
 
@@ -82,25 +84,8 @@ def evaluate_folder(
     return _evaluate(folder, model_dir, data_config, config, names, settings, **options)
 
 
-def analyse_folder(
-    folder: str | Path, *, trace: str | Path | None = None, windows: int = 8
-) -> dict[str, Any]:
-    """Routing of a run or model on held-out text: ``{"layers": [...], "trace": path}``; writes the trace.
-
-    Raises:
-        CheckpointError: no model that can be loaded safely is there.
-        ConfigError: the model is dense.
-    """
-    folder = Path(folder)
-    model_dir, data_config, config = _settings(folder)
-    config = replace(config, windows_per_domain=windows)
-    model, _, heldout = _prepare(model_dir, data_config, config)
-    if not list(moe_layers(model)):
-        raise ConfigError(f"{model_dir} holds a dense model; there are no experts to analyse")
-    summary, recorder = RoutingSummary(heldout.names), TraceRecorder(side=("domain",))
-    heldout.score(model, recorders=[summary, recorder])
-    path = recorder.save(trace or folder / "trace.parquet")
-    return {"layers": [asdict(layer) for layer in summary.layers()], "trace": str(path)}
+def _domain_trace(path: Path, heldout: HeldOut) -> TraceRecorder:
+    return TraceRecorder(path, side=("domain",), labels={"domain": heldout.names})
 
 
 def corpus_facts(recipe: Recipe) -> dict[str, Any]:
@@ -169,12 +154,8 @@ def _evaluate(
         opened = OpenModel(str(folder), fingerprint(model_dir), folder / "eval", model, tokenizer)
         evaluation = evaluate_opened(opened, names, folder / "eval", settings, **options)
     summary = RoutingSummary(heldout.names)
-    recorders: list[Any] = [summary]
-    if config.trace:
-        recorders.append(TraceRecorder(side=("domain",)))
-    found = heldout.score(model, recorders)
-    if config.trace:
-        recorders[1].save(folder / "trace.parquet")
+    with _domain_trace(folder / "trace", heldout) if config.trace else nullcontext() as recorder:
+        found = heldout.score(model, [summary] if recorder is None else [summary, recorder])
     has_experts = bool(list(moe_layers(model)))
     curve = _curve(folder / "metrics.jsonl")
     found |= {
@@ -186,6 +167,9 @@ def _evaluate(
     }
     found["best"] = _best(folder / "checkpoints", curve, model, heldout, found["bits_per_byte"])
     write_json(folder / "eval.json", found)
+    provenance.add_packages(folder)
+    if model_dir.parent == folder:  # the model of a run: its card can tell the scores now
+        write_card(model_dir)
     return found | {"evaluation": evaluation, "saved_to": str(folder / "eval.json")}
 
 

@@ -92,9 +92,10 @@ class HeldOut:
         }
 
     def score(self, model: nn.Module, recorders: Sequence[Callable[..., None]] = ()) -> dict[str, Any]:
-        """``{"bits_per_byte", "domains": {name: value}, "windows": {name: [[bits, bytes], ...]}}``.
+        """``{"bits_per_byte", "domains": {name: value}, "windows": {name: [[bits, bytes], ...]}, "window_documents"}``.
 
-        The overall number divides all bits by all bytes.  The model is left in the mode it was in.
+        ``window_documents`` is ``{name: [number, ...]}``: the held-out document of each window, of which windows
+        depend on each other.  The overall number divides all bits by all bytes.  The model is left in its mode.
         """
         found: dict[str, list[list[float]]] = {}
         with evaluating(model), context.options(recorders=recorders):
@@ -109,20 +110,23 @@ class HeldOut:
             "bits_per_byte": overall,
             "domains": {d: b / n for d, (b, n) in totals.items()},
             "windows": found,
+            "window_documents": {
+                d: [number for batch in batches for number in batch["document"].tolist()]
+                for d, batches in self.windows.items()
+            },
         }
 
 
-def heldout_evaluator(recipe: Recipe, per_domain: int = 4) -> Callable[[nn.Module, int], dict[str, Any]]:
-    """For the training loop: validation bits per byte on a few windows, made when first called."""
+def heldout_evaluator(recipe: Recipe) -> Callable[[nn.Module, int], dict[str, Any]]:
+    """For the training loop: validation bits per byte on ``eval.validation_windows``, made when first called."""
     heldout: HeldOut | None = None
 
     def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
         nonlocal heldout
         if heldout is None:
             tokenized, _ = open_data(recipe.data)
-            heldout = HeldOut(
-                tokenized["validation"], recipe.data.seq_len, per_domain, recipe.eval.batch_size
-            )
+            windows, rows = recipe.eval.validation_windows, recipe.eval.batch_size
+            heldout = HeldOut(tokenized["validation"], recipe.data.seq_len, windows, rows)
         scored = heldout.score(model)
         return {"bits_per_byte": scored["bits_per_byte"], "domains": scored["domains"]}
 

@@ -12,14 +12,15 @@ weight      float32 sum of the weights of the expert's outputs (mixing mass for 
 tokens      int32   tokens of the document that this layer saw, padding not counted
 =========== ======= =====================================================================================
 
-``routing/TASK.tokens.parquet``, where it is asked for, is a trace (:mod:`libmoe.analysis.trace`) of every decision with
-the column ``document``.
+``routing/TASK.tokens``, where it is asked for, is a trace (:mod:`libmoe.analysis.trace`) of every decision with the
+token column ``document``.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,16 +96,18 @@ def trace_samples(
     chosen = list(islice((row for row in rows if row["error"] is None), count))
     if not chosen:
         return None
-    path, trace_path = (folder / "routing" / f"{task}{ending}.parquet" for ending in ("", ".tokens"))
-    if _holds(path, [row["doc_id"] for row in chosen]) and (not tokens or trace_path.is_file()):
+    path, trace_path = folder / "routing" / f"{task}.parquet", folder / "routing" / f"{task}.tokens"
+    if _holds(path, [row["doc_id"] for row in chosen]) and (
+        not tokens or (trace_path / "trace.json").is_file()
+    ):
         return path
     with quiet():
         scorer = Scorer(model, tokenizer, batch_size)
     documents = [_Document(row["doc_id"], *_encode(scorer, *right_answer(row))) for row in chosen]
     while True:
-        trace = TraceRecorder(side=("document",)) if tokens else None
         try:
-            columns = _run(scorer, documents, batch_size, trace)
+            with TraceRecorder(trace_path, side=("document",)) if tokens else nullcontext() as trace:
+                columns = _run(scorer, documents, batch_size, trace)
             break
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -114,8 +117,6 @@ def trace_samples(
                     f"memory does not suffice to trace a document of {task}; shorten prompts"
                 ) from error
             batch_size //= 2
-    if trace is not None:
-        trace.save(trace_path)
     _write(path, columns)
     return path
 

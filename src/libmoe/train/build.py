@@ -47,6 +47,7 @@ def load_data(recipe: Recipe, progress: bool = True) -> TrainingData:
         seed=recipe.seed,
         mixture=data.mixture,
         document_mask=data.document_mask,
+        unique_tokens=data.unique_tokens,
     )
     return TrainingData(loader, tokenizer, tokenized.key)
 

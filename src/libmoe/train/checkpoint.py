@@ -8,7 +8,6 @@ unsharded under the model's own names: a run may resume with another number of p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from libmoe.core.errors import CheckpointError, nearest
-from libmoe.core.files import write_json
+from libmoe.core.files import digest, read_json, write_json
 from libmoe.train.files import move_folder, remove_folder
 
 FORMAT = 1
@@ -103,8 +102,7 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": digest(path)}
 
 
 def verify(checkpoint: Path) -> None:
@@ -142,7 +140,9 @@ def find(folder: Path, resume: str) -> Path | None:
     """
     steps = list_steps(folder)
     if resume == "never" and steps:
-        raise CheckpointError(f"{folder} holds {name_of(steps[-1])}; resume from it, or --overwrite to start anew")
+        raise CheckpointError(
+            f"{folder} holds {name_of(steps[-1])}; resume from it, or --overwrite to start anew"
+        )
     if resume in ("auto", "never"):
         if not steps:
             return None
@@ -157,8 +157,16 @@ def find(folder: Path, resume: str) -> Path | None:
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """``trainer.json`` of a verified checkpoint."""
-    trainer = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+    """``trainer.json`` of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another version.
+    """
+    trainer = read_json(checkpoint / "trainer.json")
+    if trainer is None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: trainer.json is missing or damaged; {_way_out(checkpoint)}"
+        )
     if trainer.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {checkpoint} has format {trainer.get('format')!r}; this version reads format {FORMAT}"
@@ -190,7 +198,9 @@ def restore_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim
         for key in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
             kind, _, name = key.partition(":")
             if name not in parameters:
-                raise CheckpointError(f"checkpoint {checkpoint} has optimiser state of {name!r}, not in the model")
+                raise CheckpointError(
+                    f"checkpoint {checkpoint} has optimiser state of {name!r}, not in the model"
+                )
             parameter, value = parameters[name], file.get_tensor(key)
             if value.ndim:
                 state = torch.zeros_like(parameter, dtype=value.dtype)
@@ -202,12 +212,16 @@ def restore_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim
 
 def _fill(tensor: Tensor, value: Tensor, where: str) -> None:
     if tensor.shape != value.shape:
-        raise CheckpointError(f"{where} has shape {tuple(value.shape)}, the model needs {tuple(tensor.shape)}")
+        raise CheckpointError(
+            f"{where} has shape {tuple(value.shape)}, the model needs {tuple(tensor.shape)}"
+        )
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
         # Each rank has read the file, so nothing needs to be sent.
-        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+        value = distribute_tensor(
+            value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
+        )
     tensor.detach().copy_(value)
 
 

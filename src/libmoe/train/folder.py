@@ -23,8 +23,10 @@ from libmoe.train.parallel import World
 from libmoe.train.recipe import Recipe, save_recipe
 
 # What training and evaluation write; `overwrite` removes these and touches nothing else.
-FILES = ("recipe.yaml", "env.json", "metrics.jsonl", "timing.jsonl", "result.json", "eval.json", "trace.parquet")
-FOLDERS = ("checkpoints", "model", "tensorboard")
+FILES = (
+    "recipe.yaml", "env.json", "provenance.json", "metrics.jsonl", "timing.jsonl", "result.json", "eval.json",
+)  # fmt: skip
+FOLDERS = ("checkpoints", "model", "tensorboard", "trace", "analysis")
 
 
 @dataclass
@@ -61,7 +63,11 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, world: World, overwrite: bool = False) -> None:
         self.path, self.recipe, self.world, self.overwrite = path, recipe, world, overwrite
-        self.checkpoints, self.model, self.result_file = path / "checkpoints", path / "model", path / "result.json"
+        self.checkpoints, self.model, self.result_file = (
+            path / "checkpoints",
+            path / "model",
+            path / "result.json",
+        )
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
@@ -96,13 +102,19 @@ class RunFolder:
         self.result_file.unlink(missing_ok=True)  # the run goes on, so what it ended with is void
         remove_folder(self.model)
         difference = first_difference(before, now)
-        return [f"{difference} since this run began: results may differ in the last digits"] if difference else []
+        return (
+            [f"{difference} since this run began: results may differ in the last digits"]
+            if difference
+            else []
+        )
 
     def _compare(self) -> None:
         stored = self.path / "recipe.yaml"
         if not stored.exists():
             if self.checkpoints.exists() or self.result_file.exists():
-                raise ConfigError(f"{self.path} holds a run without recipe.yaml; choose another folder or --overwrite")
+                raise ConfigError(
+                    f"{self.path} holds a run without recipe.yaml; choose another folder or --overwrite"
+                )
             return
         try:
             before = yaml.safe_load(stored.read_text(encoding="utf-8"))

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from libmoe.core.config import to_dict
 from libmoe.core.errors import TrainingError
-from libmoe.train import checkpoint, parallel
+from libmoe.core.plugins import loaded_plugins
+from libmoe.train import checkpoint, parallel, provenance
 from libmoe.train.files import disk_errors
 from libmoe.train.folder import RunFolder, TrainResult
 from libmoe.train.logs import LOST, Logs
@@ -43,12 +45,14 @@ def train(
     overwrite: bool = False,
     evaluate: Evaluate | None = None,
     quiet: bool = False,
+    command: str | None = None,
 ) -> TrainResult:
     """Train as ``recipe`` says and leave everything in ``run_dir``.
 
-    The folder gets ``recipe.yaml``, ``env.json``, ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``,
-    ``model/`` (the final model) and, last, ``result.json``.  Run again, an interrupted run goes on where its
-    newest checkpoint is and a finished one only returns its result.  Under ``torchrun`` every process calls this.
+    The folder gets ``recipe.yaml``, ``env.json``, ``provenance.json``, ``metrics.jsonl``, ``timing.jsonl``,
+    ``checkpoints/``, ``model/`` (the final model) and, last, ``result.json``.  Run again, an interrupted run goes
+    on where its newest checkpoint is and a finished one only returns its result.  Under ``torchrun`` every process
+    calls this.
 
     Args:
         resume: ``auto``; ``never``, which refuses a folder with checkpoints; or a checkpoint
@@ -58,6 +62,7 @@ def train(
             in evaluation mode and without gradients.  What it returns is logged under ``eval``; the checkpoint
             with the lowest ``bits_per_byte`` (without it, ``loss``) is kept.
         quiet: no progress and no messages.
+        command: what the user typed, for ``provenance.json``; ``None``: the command line of this process.
 
     Raises:
         ConfigError: the recipe is impossible, or the folder holds a run of another recipe.
@@ -80,6 +85,7 @@ def train(
             warnings = list(notes)
             if world.is_main:
                 warnings += run.begin()
+                _note_origin(session, run, command)
                 checkpoint.drop_after(run.checkpoints, session.state.step)
             with Progress(recipe.name, session.state.step, recipe.train.steps, quiet) as progress:
                 for warning in warnings:
@@ -88,6 +94,17 @@ def train(
                     progress.say(f"resuming {run.path} from {start.name}")
                 _loop(session, run, evaluate, progress)
             return _finish(session, run, notes)
+
+
+def _note_origin(session: Session, run: RunFolder, command: str | None) -> None:
+    recipe = session.recipe
+    facts = provenance.gather(
+        command=provenance.command_line() if command is None else command,
+        recipe=to_dict(recipe),
+        plugins=loaded_plugins(),
+        data={recipe.data.source: session.data.fingerprint},
+    )
+    provenance.record(run.path, facts)
 
 
 def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress: Progress) -> None:
@@ -106,9 +123,13 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
             batches = session.batches(state.step)
             totals = count(batches, bool(stopping.signal), world)
             module = session.replica.module()
-            state.loss = accumulate(
-                module, batches, totals, statistics, recipe, world, state.step, session.counting
-            )
+            last = state.step + 1 == cfg.steps
+            evaluating = evaluate is not None and (last or due(state.step + 1, cfg.eval_every))
+            logging = last or evaluating or due(state.step + 1, cfg.log_every)
+            with session.confidence.watching(logging):
+                state.loss = accumulate(
+                    module, batches, totals, statistics, recipe, world, state.step, session.counting
+                )
             norm = float(parallel.clip_gradients(model, cfg.clip))
             if not (math.isfinite(state.loss) and math.isfinite(norm)):
                 raise _failure(session, run, logs, batches, norm)
@@ -117,9 +138,7 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
 
             state.step += 1
             state.tokens += totals.tokens
-            last, stop = state.step == cfg.steps, totals.stop > 0
-            evaluating = evaluate is not None and (last or due(state.step, cfg.eval_every))
-            logging = last or evaluating or due(state.step, cfg.log_every)
+            stop = totals.stop > 0
             info.step = state.step
             if session.controllers or logging:
                 info.loads = statistics.reduced()
@@ -143,7 +162,9 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
                 if world.is_main:
                     checkpoint.prune(run.checkpoints, cfg.keep_checkpoints, state.best_step)
             if stop and not last:
-                progress.say(f"stopped after step {state.step} and saved; run the same command again to resume")
+                progress.say(
+                    f"stopped after step {state.step} and saved; run the same command again to resume"
+                )
                 raise Interrupted(stopping.signal or signal.SIGTERM)
         for controller in session.controllers:
             controller.finish(info)
@@ -152,13 +173,14 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
 def _record(session: Session, lr: float, norm: float, measured: dict[str, Any]) -> dict[str, Any]:
     """The line of ``metrics.jsonl`` for the step just finished: only what the recipe decides, no wall clock."""
     state, info = session.state, session.info
+    sure = session.confidence.by_layer()
     record = {
         "step": state.step,
         "tokens": state.tokens,
         "loss": short(state.loss),
         "lr": short(lr),
         "grad_norm": short(norm),
-        "balance": balance(info.loads),
+        "balance": {layer: row | sure.get(layer, {}) for layer, row in balance(info.loads).items()},
         "losses": auxiliary_losses(session.statistics),
         "controllers": {name: short(value) for name, value in info.metrics.items()},
     }
@@ -194,7 +216,9 @@ def _evaluate(evaluate: Evaluate, model: nn.Module, step: int) -> dict[str, Any]
     return measured
 
 
-def _failure(session: Session, run: RunFolder, logs: Logs, batches: list[Batch], norm: float) -> TrainingError:
+def _failure(
+    session: Session, run: RunFolder, logs: Logs, batches: list[Batch], norm: float
+) -> TrainingError:
     """The error for a loss or gradient that is not finite; the optimiser has not stepped on it."""
     state, step = session.state, session.state.step + 1
     folder = run.path / f"failed-{checkpoint.name_of(step)}"
@@ -226,6 +250,7 @@ def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
     with disk_errors(run.model, f"the last checkpoint is intact: {LOST}"):
         session.save_model(run.model)
         if session.world.is_main:
+            provenance.add_packages(run.path)
             run.write_result(result)
     session.replica.release()
     return result

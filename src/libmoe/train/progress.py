@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -28,7 +29,9 @@ class Progress:
         self._begun = self._spoken = time.monotonic()
         self._bar = None
         if sys.stderr.isatty() and not quiet:
-            self._bar = tqdm(desc=name, total=steps, initial=start, unit="step", dynamic_ncols=True, leave=True)
+            self._bar = tqdm(
+                desc=name, total=steps, initial=start, unit="step", dynamic_ncols=True, leave=True
+            )
 
     def update(self, step: int, record: Mapping[str, Any], tokens_per_second: float) -> None:
         """``step`` steps are done; ``record`` is the line that went to ``metrics.jsonl``."""
@@ -62,10 +65,22 @@ class Progress:
 
 
 def describe(record: Mapping[str, Any], tokens_per_second: float) -> str:
+    """Loss, speed, and the worst layer's balance: what a line has room for."""
     parts = [f"loss {record['loss']:.3f}", f"{tokens_per_second:,.0f} tokens/s"]
-    if record.get("balance"):
-        parts.append(f"max violation {max(b['max_violation'] for b in record['balance'].values()):.2f}")
+    layers = list(record.get("balance", {}).values())
+    if layers:
+        parts.append(f"max violation {max(layer['max_violation'] for layer in layers):.2f}")
+        parts.append(f"load entropy {min(evenness(layer) for layer in layers):.2f}")
+        if dead := sum(layer["dead"] for layer in layers):
+            parts.append(f"{dead} dead")
+        if margins := [layer["margin"] for layer in layers if "margin" in layer]:
+            parts.append(f"margin {sum(margins) / len(margins):.2f}")
     return ", ".join(parts)
+
+
+def evenness(layer: Mapping[str, Any]) -> float:
+    """Entropy of a layer's load over ln N: 1 is even."""
+    return float(layer["entropy"] / math.log(len(layer["load"]))) if len(layer["load"]) > 1 else 1.0
 
 
 def duration(seconds: float) -> str:

@@ -46,6 +46,7 @@ class DataConfig:
         seq_len: tokens of a training row; documents are packed into rows.
         tokenizer: ``embedded``, a ``tokenizer.json``, a model folder or a name on the hub.
         document_mask: documents that share a row do not see each other.
+        unique_tokens: train on so many tokens again and again, in a new order each time; ``None`` for no limit.
         text_field, domain_field: columns of tabular sources.
     """
 
@@ -55,11 +56,13 @@ class DataConfig:
     seq_len: int = 128
     tokenizer: str = "embedded"
     document_mask: bool = True
+    unique_tokens: int | None = None
     text_field: str = "text"
     domain_field: str | None = None
 
     def __post_init__(self) -> None:
         _at_least("data.seq_len", self.seq_len, 2)
+        _at_least("data.unique_tokens", self.unique_tokens, self.seq_len)
 
 
 @dataclass
@@ -163,13 +166,15 @@ class EvalConfig:
 
     Attributes:
         windows_per_domain: held-out windows of ``seq_len`` tokens per domain.
+        validation_windows: the same of the validation split, for curves, the best checkpoint and tuning.
         tasks: names of evaluation tasks; ``task_limit`` items of each (``None``: all).
         sample_documents: documents whose routing is kept token by token for the report.
         batch_size: rows of a forward pass.
-        trace: write every routing decision on the held-out windows to ``trace.parquet``.
+        trace: write every routing decision on the held-out windows to the folder ``trace``.
     """
 
     windows_per_domain: int = 16
+    validation_windows: int = 4
     tasks: list[str] = field(default_factory=list)
     task_limit: int | None = None
     sample_documents: int = 1
@@ -177,7 +182,7 @@ class EvalConfig:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("windows_per_domain", "task_limit", "batch_size"):
+        for name in ("windows_per_domain", "validation_windows", "task_limit", "batch_size"):
             _at_least(f"eval.{name}", getattr(self, name), 1)
         _at_least("eval.sample_documents", self.sample_documents, 0)
 

@@ -19,6 +19,7 @@ from libmoe.train import checkpoint, parallel
 from libmoe.train.alarms import Alarms
 from libmoe.train.build import build_model, load_data
 from libmoe.train.files import disk_errors, remove_folder
+from libmoe.train.live import Confidence
 from libmoe.train.logs import LOST
 from libmoe.train.memory import PeakMemory
 from libmoe.train.optim import build_optimizer
@@ -39,7 +40,9 @@ class Session:
         CheckpointError: the checkpoint does not fit the recipe's model or data.
     """
 
-    def __init__(self, recipe: Recipe, world: parallel.World, start: Path | None, quiet: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, world: parallel.World, start: Path | None, quiet: bool = False
+    ) -> None:
         self.recipe, self.world = recipe, world
         cfg = recipe.train
         if cfg.threads:
@@ -56,7 +59,7 @@ class Session:
             parallel.shard(self.model, world, cfg.dtype)
         self.optimizer = build_optimizer(self.model, roles, cfg)
         self.controllers = list(self.model.libmoe.method.build_controllers())
-        self.statistics, self.alarms = StepStatistics(), Alarms()
+        self.statistics, self.confidence, self.alarms = StepStatistics(), Confidence(), Alarms()
         self.num_micro = micro_batches(cfg, world.size)
         self.counting = needs_counting(self.model, recipe, self.num_micro)
         self.state = RunState()
@@ -101,7 +104,9 @@ class Session:
             "alarms": self.alarms.state_dict(),
             "data": self.data.fingerprint,
         }
-        with disk_errors(folder / checkpoint.name_of(self.state.step), f"earlier checkpoints are intact: {LOST}"):
+        with disk_errors(
+            folder / checkpoint.name_of(self.state.step), f"earlier checkpoints are intact: {LOST}"
+        ):
             checkpoint.save(folder, self.state.step, self.model, self.optimizer, trainer, self.world.is_main)
 
     def save_model(self, folder: Path) -> None:
@@ -122,4 +127,3 @@ class Session:
             parts = {f"{m}/{k}": v.cpu().contiguous() for m, b in enumerate(batches) for k, v in b.items()}
             save_file(parts, folder / "batch.safetensors")
             write_json(folder / "failure.json", facts)
-

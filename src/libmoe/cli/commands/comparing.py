@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,20 @@ import typer
 from libmoe.cli.commands.options import Json, Names, Plugin, Quiet, SetInGrid, load_plugins, names
 
 app = typer.Typer()
+# Without the loader of grids, which takes seconds to import.
+_files = resources.files("libmoe").joinpath("recipes/grids").iterdir()
+SHIPPED = sorted(file.name.removesuffix(".yaml") for file in _files if file.name.endswith(".yaml"))
+"""Names of grids, for the help text."""
+
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="FILE",
+        help="Record evaluations in this results store [default: $LIBMOE_RESULTS or runs/results.db].",
+    ),
+]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Record evaluations in no results store.")]
 
 
 @app.command()
@@ -19,6 +34,8 @@ def quickstart(
     ),
     sets: SetInGrid = None,
     plugin: Plugin = None,
+    store: Store = None,
+    no_store: NoStore = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -30,21 +47,30 @@ def quickstart(
     """
     from libmoe.cli.bench import run
 
-    run("quickstart", out, sets or [], load_plugins(plugin), quiet=quiet, as_json=as_json)
+    run(
+        "quickstart",
+        out,
+        sets or [],
+        load_plugins(plugin),
+        store=_store(store, no_store),
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command()
 def bench(
-    grid: Annotated[
-        str, typer.Argument(help="A grid file (YAML), or the name of a shipped one: quickstart.")
-    ],
+    grid: Annotated[str, typer.Argument(help=f"A grid file (YAML), or a shipped one: {', '.join(SHIPPED)}.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results [default: runs/<name>].")
+        Path | None,
+        typer.Option("--out", help="Folder for the results [default: runs/NAME, as the grid is called]."),
     ] = None,
     add: Annotated[
         list[str] | None,
         typer.Option(
-            "--add", metavar="METHOD", help="Compare this method too, with its default options. Repeatable."
+            "--add",
+            metavar="METHOD",
+            help="Compare this method too, with as many experts as the grid's reference. Repeatable.",
         ),
     ] = None,
     only: Annotated[
@@ -69,19 +95,25 @@ def bench(
         Names, names("--slurm-option", "NAME=VALUE", "A further option of sbatch, e.g. `partition=long`.")
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option("--cpus", help="CPU cores that a cell asks a cluster for.")
+        int | None,
+        typer.Option("--cpus", help="CPU cores of a cell [default: its share of this machine; else one]."),
     ] = None,
     gpus: Annotated[float, typer.Option("--gpus", help="GPUs that a cell asks a cluster for.")] = 0.0,
     memory_gb: Annotated[
         float | None, typer.Option("--memory-gb", help="Memory that a cell asks a cluster for.")
     ] = None,
+    store: Store = None,
+    no_store: NoStore = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run a grid: methods x seeds under one budget, then the report.
+    """Is it better? Run a grid, methods x seeds under one budget, and write the report.
 
     Finished cells are kept: the same command after a kill goes on where it stopped, and a method that is added to
     a finished comparison is the only one that is trained. The exit code is 1 when a cell failed.
+
+    A grid file may also ask to tune every entry first (`tuning`), and to add seeds until all methods are decided:
+    `until: {looks: [3, 5, 8], margin: 0.005}`.
 
     Example: `libmoe bench quickstart --plugin my_router.py --add my-router --out runs/mine`
     """
@@ -100,9 +132,20 @@ def bench(
         cpus=cpus,
         gpus=gpus,
         memory_gb=memory_gb,
+        store=_store(store, no_store),
         quiet=quiet,
         as_json=as_json,
     )
+
+
+def _store(store: Path | None, no_store: bool) -> Path | None:
+    """The results store to record in, if any."""
+    from libmoe.core.errors import ConfigError
+    from libmoe.eval.results import default_store
+
+    if store is not None and no_store:
+        raise ConfigError(f"--store {store} and --no-store exclude each other; give one of them")
+    return None if no_store else store or default_store()
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from libmoe.cli.commands.options import Json, Plugin, Quiet, Set, load_plugins
+from libmoe.cli.commands.options import Json, Names, Plugin, Quiet, Set, load_plugins, names
 
 app = typer.Typer()
 
@@ -58,23 +58,108 @@ def train(
 
 @app.command()
 def analyze(
-    model: Annotated[Path, typer.Argument(help="A run folder, or a folder with a saved LibMoE model.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="A run folder, a folder with a saved model, or a name on the hub; several are compared.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of the report [default: analysis in the target's]; one in it for each target.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
-            "--trace", help="Where to write the routing trace [default: trace.parquet in the folder]."
+            "--trace",
+            help="Where to write the routing trace, a folder [default: trace in the target's or --out].",
         ),
     ] = None,
-    windows: Annotated[int, typer.Option("--windows", help="Held-out windows per domain.")] = 8,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoints", metavar="all|N", help="Also a run's checkpoints: all, or N evenly spaced."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="Text: file, folder or `hf:NAME` [default: the run's, or the embedded one]."
+        ),
+    ] = None,
+    task: Annotated[
+        Names, names("--task", "TASK", "Trace the documents of this evaluation task instead.")
+    ] = None,
+    windows: Annotated[
+        int, typer.Option("--windows", help="Held-out windows per domain, or documents per task.")
+    ] = 8,
+    sample: Annotated[float, typer.Option("--sample", help="Share of the tokens that is traced.")] = 1.0,
+    scores: Annotated[
+        float,
+        typer.Option("--scores", help="Share of the traced tokens whose scores of all experts are kept."),
+    ] = 0.0,
+    layers: Annotated[
+        list[int] | None, typer.Option("--layer", help="Only this MoE layer, from 0. Repeatable.")
+    ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts/--no-experts", help="Compare the experts' weights and outputs.")
+    ] = True,
+    trace_only: Annotated[bool, typer.Option("--trace-only", help="Write the trace and stop.")] = False,
     plugin: Plugin = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Show what the experts do: load, entropy and domains by layer; writes a routing trace (parquet).
+    """Show what the experts do: tables, data, pictures and one interactive page.
 
-    Example: `libmoe analyze runs/tiny`, then in Python
-    `libmoe.analysis.read_trace("runs/tiny/trace.parquet")["expert"]`
+    Works on LibMoE models and on any MoE of transformers. A finished trace of the same weights, text and options is
+    kept; interrupted, the same command goes on.
+
+    Example: `libmoe analyze runs/tiny --checkpoints all`, then open `runs/tiny/analysis/report.html`, or in Python
+    `libmoe.analysis.Trace.open("runs/tiny/trace").to_pandas()`
     """
     from libmoe.cli.analyze import run
 
     load_plugins(plugin)
-    run(model, trace, windows, as_json)
+    look = {
+        "data": data,
+        "tasks": tuple(task or ()),
+        "windows": windows,
+        "sample": sample,
+        "scores": scores,
+        "layers": tuple(layers) if layers else None,
+    }
+    run(
+        targets,
+        look=look,
+        checkpoints=checkpoints,
+        out=out,
+        trace=trace,
+        experts=experts,
+        trace_only=trace_only,
+        quiet=quiet,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def watch(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder: training, finished or dead.")],
+    port: Annotated[int, typer.Option("--port", help="Port of the page; 0 takes a free one.")] = 8642,
+    once: Annotated[
+        Path | None,
+        typer.Option("--once", metavar="FILE", help="Write one page that stands alone, and stop."),
+    ] = None,
+) -> None:
+    """Watch a run in the browser: loss, balance of each layer and alarms, on a page of this machine.
+
+    Nothing leaves 127.0.0.1. Ctrl-C ends it; the run does not notice.
+
+    Example: `libmoe watch runs/tiny`, or `libmoe watch runs/tiny --once page.html`
+    """
+    from libmoe.cli.watch import run
+
+    run(run_dir, port, once)

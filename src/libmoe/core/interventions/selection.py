@@ -1,44 +1,20 @@
-"""Inference-time edits of routing: one mechanism for all of them.
-
-An intervention is passed to :func:`libmoe.core.context.options` and sees every MoE layer of the forward pass.
-It may change k, the scores that selection looks at, or the finished routing.
-"""
+"""Edits of what a router chooses from: k and the scores that selection looks at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
+from libmoe.core.interventions.base import Intervention
 from libmoe.core.plan import SparsePlan
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
-    from libmoe.core.plan import Plan
     from libmoe.core.routing import Routing
-
-
-class Intervention:
-    """Base: override what you change; ``layers`` limits it to some MoE layers (``None``: all)."""
-
-    def __init__(self, layers: Iterable[int] | None = None) -> None:
-        self.layers = None if layers is None else frozenset(layers)
-
-    def applies(self, ctx: LayerContext) -> bool:
-        return self.layers is None or ctx.index in self.layers
-
-    def top_k(self, k: int, ctx: LayerContext) -> int:
-        return k
-
-    def edit_scores(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor:
-        return scores_TN
-
-    def edit_routing(self, routing: Routing, ctx: LayerContext) -> Routing:
-        return routing
 
 
 class ForceTopK(Intervention):
@@ -122,28 +98,3 @@ class DropTopRanked(Intervention):
                 f"fewer than k are left"
             )
         return routing
-
-
-class ReplayPlans(Intervention):
-    """Use recorded plans, weights included, instead of the router's own decision."""
-
-    def __init__(self, plans: Mapping[int, Plan]) -> None:
-        super().__init__(plans.keys())
-        self.plans = dict(plans)
-
-    def edit_routing(self, routing: Routing, ctx: LayerContext) -> Routing:
-        plan = self.plans[ctx.index]
-        if plan.num_tokens != routing.plan.num_tokens:
-            raise ConfigError(
-                f"recorded plan of layer {ctx.index} is for {plan.num_tokens} tokens, the batch has "
-                f"{routing.plan.num_tokens}; replay it on the batch it was recorded on"
-            )
-        if plan.num_experts != routing.plan.num_experts:
-            raise ConfigError(
-                f"recorded plan of layer {ctx.index} is for {plan.num_experts} experts, the layer has "
-                f"{routing.plan.num_experts}"
-            )
-        device = next(
-            (t.device for t in vars(routing.plan).values() if isinstance(t, Tensor)), torch.device("cpu")
-        )
-        return replace(routing, plan=plan.map(lambda t: t.to(device)))

@@ -1,0 +1,145 @@
+"""The drop-top-1 test: is the expert that a router ranks first really the best one for the token?
+
+The best-ranked expert of every token is hidden from selection, so that the next ones are used (LibMoE, arXiv
+2411.00918).  If the loss hardly rises, the ranking is worth little; if it falls, it is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libmoe.analysis.studies.figures import Line, Study, Table, drawn, line, table_of
+from libmoe.analysis.studies.runs import Run, curves, seeds
+from libmoe.core import context
+from libmoe.core.errors import DataError
+from libmoe.core.files import read_json, write_json
+from libmoe.core.interventions import DropTopRanked
+from libmoe.stats import bootstrap
+
+Floats = NDArray[np.float64]
+
+ALL = "all"
+"""The condition in which every MoE layer hides its best expert."""
+
+
+class Losses(NamedTuple):
+    """Of U held-out units (windows): the summed loss of each, its size (bytes, tokens) and its document."""
+
+    loss_U: Sequence[float]
+    size_U: Sequence[float]
+    document_U: Sequence[str]
+
+
+def hide_best(
+    score: Callable[[], Losses],
+    layers: Sequence[int],
+    file: Path,
+    *,
+    key: str,
+    n: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Losses with each token's ``n`` best experts hidden: in one layer after the other, and in all.
+
+    Every condition is written when it is finished; a call that was interrupted goes on where it stopped.
+
+    Args:
+        score: evaluates the model, always on the same units.
+        file: JSON with what is finished.
+        key: tells weights and text from others; what a file holds of another key is computed anew.
+        progress: told how many conditions of how many are done.
+
+    Returns:
+        ``{"key", "n", "size", "document", "kept": [U], "hidden": {layer or "all": [U]}}``.
+
+    Raises:
+        ConfigError: a router ranks no scores, or too few experts are left.
+    """
+    found = read_json(file) or {}
+    if found.get("key") != key or found.get("n") != n:
+        kept = score()
+        found = {"key": key, "n": n, "size": list(kept.size_U), "document": list(kept.document_U)}
+        found |= {"kept": list(kept.loss_U), "hidden": {}}
+    conditions: list[tuple[str, list[int] | None]] = [(str(layer), [layer]) for layer in layers]
+    conditions.append((ALL, None))
+    for done, (name, where) in enumerate(conditions, start=1):
+        if name not in found["hidden"]:
+            with context.options(interventions=[DropTopRanked(n, layers=where)]):
+                found["hidden"][name] = list(score().loss_U)
+            write_json(file, found)
+        if progress is not None:
+            progress(done, len(conditions))
+    return found
+
+
+def gaps(found: dict[str, Any]) -> Table:
+    """By condition: mean loss kept and hidden, and the relative gap ``hidden / kept - 1``.
+
+    Its 95 % interval is over documents, drawn again as wholes (:func:`libmoe.stats.bootstrap`).
+    """
+    kept_U, size_U = np.array(found["kept"]), np.array(found["size"])
+    columns = ("layer", "kept", "hidden", "gap", "low", "high", "documents")
+    table: Table = {name: [] for name in columns}
+    for name, losses in found["hidden"].items():
+        hidden_U = np.array(losses)
+        gap = bootstrap(partial(_gap, kept_U, hidden_U), found["document"])
+        bounds = [bound if np.isfinite(bound) else None for bound in (gap.low, gap.high)]
+        means = float(kept_U.sum() / size_U.sum()), float(hidden_U.sum() / size_U.sum())
+        for column, value in zip(columns, (name, *means, gap.value, *bounds, gap.clusters)):
+            table[column].append(value)
+    return table
+
+
+def _gap(kept_U: Floats, hidden_U: Floats, at: NDArray[np.int64]) -> float:
+    return float(hidden_U[at].sum() / kept_U[at].sum() - 1)
+
+
+def _points(run: Run) -> dict[str, float]:
+    found = run.facts["hidden"]
+    return {name: float(sum(losses) / sum(found["kept"]) - 1) for name, losses in found["hidden"].items()}
+
+
+def study(runs: Sequence[Run]) -> Study:
+    """The relative gap by layer, for each run with an interval over documents, and its mean over seeds.
+
+    Raises:
+        DataError: no run has ``hidden`` (what :func:`hide_best` returns) among its facts.
+    """
+    tested = [run for run in runs if "hidden" in run.facts]
+    if not tested:
+        raise DataError("no run has the losses of the drop-top-1 test; measure them with hide_best first")
+    single: list[Line] = []
+    table: Table = {}
+    for label, same in seeds(tested).items():
+        for run in same:
+            found, name = gaps(run.facts["hidden"]), f"{label}, seed {run.seed}"
+            low, high = ([np.nan if v is None else v for v in found[column]] for column in ("low", "high"))
+            single.append(line(name, found["layer"], found["gap"], low, high))
+            for column, values in ({"run": [name] * len(found["layer"])} | found).items():
+                table.setdefault(column, []).extend(values)
+    means = curves(tested, _points)
+    return {
+        "name": "optimality",
+        "title": "Is the first-ranked expert the best?",
+        "text": "Relative rise of the held-out loss when each token's best-ranked expert is hidden from "
+        "selection, in one MoE layer or in all. First figure: single runs, intervals over documents; "
+        "second: means over seeds, intervals over seeds. Near 0: the ranking is worth little there; "
+        "below 0: it is wrong.",
+        "figures": [
+            drawn("bars", "Relative gap by run", "MoE layer", "loss / loss with all experts - 1", single),
+            drawn(
+                "bars",
+                "Relative gap, mean over seeds",
+                "MoE layer",
+                "loss / loss with all experts - 1",
+                means,
+            ),
+        ],
+        "tables": {"gaps": table, "means": table_of({"gap": means}, "layer")},
+    }

@@ -1,0 +1,55 @@
+"""Quality over training (LibMoE, arXiv 2411.00918 Figs. 3 and 9): is the last checkpoint the best one?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from libmoe.analysis.studies.figures import Study, Table, drawn, table_of
+from libmoe.analysis.studies.runs import Quality, Run, curves, seeds
+from libmoe.core.errors import DataError
+
+
+def study(runs: Sequence[Run]) -> Study:
+    """Bits per byte over all held-out text, by domain, and task scores at every checkpoint.
+
+    Raises:
+        DataError: no run's quality was measured.
+    """
+    measured = [run for run in runs if run.quality]
+    if not measured:
+        raise DataError("no run has measured quality; evaluate its checkpoints first")
+    series = {
+        "bits per byte": curves(measured, lambda run: {s: q.bits_per_byte for s, q in run.quality.items()})
+    }
+    for kind in ("domains", "tasks"):
+        names = dict.fromkeys(n for run in measured for q in run.quality.values() for n in getattr(q, kind))
+        for name in names:
+            series[name] = curves(measured, partial(_named, kind=kind, name=name))
+    return {
+        "name": "quality",
+        "title": "Quality over training",
+        "text": "Each checkpoint on the same held-out text and tasks; means over seeds with 95 % intervals. "
+        "Lower bits per byte are better. The table says which checkpoint is best and how far the last "
+        "one is behind it.",
+        "figures": [drawn("lines", name, "step", name, lines) for name, lines in series.items()],
+        "tables": {"curves": table_of(series, "step"), "best": _best(measured)},
+    }
+
+
+def _named(run: Run, kind: str, name: str) -> dict[int, float]:
+    return {s: getattr(q, kind)[name] for s, q in run.quality.items() if name in getattr(q, kind)}
+
+
+def _best(runs: Sequence[Run]) -> Table:
+    table: Table = {name: [] for name in ("label", "seed", "best_step", "last_step", "last_minus_best")}
+    for label, same in seeds(runs).items():
+        for run in same:
+            quality: dict[int, Quality] = dict(run.quality)
+            best, last = min(quality, key=lambda s: (quality[s].bits_per_byte, s)), max(quality)
+            table["label"].append(label)
+            table["seed"].append(run.seed)
+            table["best_step"].append(best)
+            table["last_step"].append(last)
+            table["last_minus_best"].append(quality[last].bits_per_byte - quality[best].bits_per_byte)
+    return table

@@ -1,0 +1,135 @@
+"""What studies compare: runs, and means over their seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from libmoe.analysis.series import Series
+from libmoe.analysis.studies.figures import Line, line
+from libmoe.core.errors import DataError
+from libmoe.stats import clustered_mean
+
+X = TypeVar("X", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Scores of one checkpoint: bits per byte of all held-out text and of its domains, and task scores."""
+
+    bits_per_byte: float
+    domains: Mapping[str, float] = field(default_factory=dict)
+    tasks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model.
+
+    Attributes:
+        method, seed: what was trained; runs that differ in the seed alone are averaged.
+        series: traces of its checkpoints; a single one for a model without history.
+        quality: by step, where it was measured.
+        facts: what else tells runs apart (``regime``: from scratch or upcycled; ``init``: how the router was
+            initialised; ``encoder``; ``text``: what was traced), and what studies need (``hidden``).
+    """
+
+    method: str
+    seed: int
+    series: Series
+    quality: Mapping[int, Quality] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def fact(self, name: str) -> str:
+        """Raises DataError when the run does not tell."""
+        if name not in self.facts:
+            raise DataError(
+                f"run {self.method!r} seed {self.seed} tells no {name!r}; it has {sorted(self.facts)}"
+            )
+        return str(self.facts[name])
+
+
+Label = Callable[[Run], str]
+"""What runs that differ in the seed alone have in common."""
+
+
+def labels(*names: str) -> Label:
+    """The method, and facts of these names as far as a run has them, for example ``smoe, upcycled``."""
+    return lambda run: ", ".join([run.method, *(str(run.facts[n]) for n in names if n in run.facts)])
+
+
+TELLING = ("regime", "init", "encoder")
+"""Facts that belong in a label where runs differ in them."""
+
+
+def telling(runs: Sequence[Run]) -> Label:
+    """The method and those of :data:`TELLING` that are not the same for all runs."""
+    return labels(*(name for name in TELLING if len({str(run.facts.get(name)) for run in runs}) > 1))
+
+
+def seeds(runs: Sequence[Run], label: Label | None = None) -> dict[str, list[Run]]:
+    """Runs with the same label, in order of their seeds.
+
+    Args:
+        label: ``None``: :func:`telling`.
+
+    Raises:
+        DataError: no runs, or two that only their place tells apart.
+    """
+    label = label or telling(runs)
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(label(run), []).append(run)
+    if not found:
+        raise DataError("no runs to study")
+    for name, same in found.items():
+        same.sort(key=lambda run: run.seed)
+        twice = next((a.seed for a, b in pairwise(same) if a.seed == b.seed), None)
+        if twice is not None:
+            raise DataError(
+                f"two runs are {name!r} with seed {twice}; leave one out, or tell them apart by facts"
+            )
+    return found
+
+
+def curves(
+    runs: Sequence[Run], measure: Callable[[Run], Mapping[X, float]], label: Label | None = None
+) -> list[Line]:
+    """For each label the mean of ``measure`` over seeds at each x, with Student's 95 % interval over seeds.
+
+    Places that a seed lacks (a checkpoint, a task) are left out; with a single seed there is no interval.
+    """
+    found = []
+    for name, same in seeds(runs, label).items():
+        measured = [measure(run) for run in same]
+        xs = [x for x in measured[0] if all(x in values for values in measured)]
+        means = [interval([values[x] for values in measured]) for x in xs]
+        if means:
+            middle, low, high = (list(column) for column in zip(*means))
+            found.append(line(name, xs, middle, low, high))
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval over seeds; the bounds are NaN for a single one, all NaN where one is NaN."""
+    if not all(math.isfinite(value) for value in values):
+        return math.nan, math.nan, math.nan
+    mean = clustered_mean(values)
+    return mean.value, mean.low, mean.high
+
+
+def by_fact(runs: Iterable[Run], name: str, default: str = "") -> dict[str, list[Run]]:
+    """Runs by the value of a fact."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(str(run.facts.get(name, default)), []).append(run)
+    return found
+
+
+def over_layers(values: Iterable[float]) -> float:
+    """Mean over the MoE layers of a model, every layer alike; NaN where a layer has no value."""
+    found = list(values)
+    return sum(found) / len(found) if found else math.nan

@@ -1,0 +1,169 @@
+"""From run folders to studies: checkpoints are traced and scored on one text, and named analyses compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from libmoe.analysis.series import Series
+from libmoe.analysis.studies import STUDIES, Quality, Run, run_studies
+from libmoe.analysis.studies.optimality import Losses, hide_best
+from libmoe.core.errors import CheckpointError, ConfigError, DataError, unknown
+from libmoe.core.files import write_json
+from libmoe.eval.curves import curve
+from libmoe.eval.heldout import HeldOut, open_data
+from libmoe.eval.subjects import Target, find_target, measured_with
+from libmoe.eval.tracing import Look, Traced, trace_target
+from libmoe.layers import moe_layers
+
+Progress = Callable[[str, int, int], None]
+
+
+def study_runs(
+    specs: Sequence[str | Path],
+    names: Sequence[str] = (),
+    *,
+    out: str | Path,
+    look: Look | None = None,
+    tasks: Sequence[str] = (),
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Studies of runs; writes ``studies.json`` into ``out`` and returns it.
+
+    Traces and scores are kept in the run folders, so an interrupted or repeated call computes nothing twice.
+
+    Args:
+        specs: run folders, saved models, or folders of runs (a grid), whose dense runs are left out.
+        names: of studies; none: all that the runs allow.
+        look: text and size of the traces.
+        tasks: zero-shot tasks whose scores are followed over training.
+        facts: by spec, what tells runs apart (``encoder``, ``init``, ``regime``), see
+            :class:`libmoe.analysis.studies.Run`.
+        progress: called with what is done, and how much of how much.
+
+    Raises:
+        ConfigError: an unknown study.
+        CheckpointError, DataError: no runs, or a study that was asked for by name needs what they do not have.
+    """
+    for name in names:
+        if name not in STUDIES:
+            raise unknown("study", name, STUDIES)
+    wanted, look = set(names or STUDIES), look or Look()
+    runs: list[Run] = []
+    notes: list[str] = []
+    for spec in specs:
+        told = (facts or {}).get(str(spec), {})
+        folders = runs_in(spec)
+        for folder in folders:
+            try:
+                runs.append(open_run(folder, wanted, look, tasks, told, notes, progress))
+            except ConfigError as error:
+                if len(folders) == 1:
+                    raise
+                notes.append(f"{folder}: {error}")
+    if not runs:
+        raise DataError(
+            f"{', '.join(map(str, specs))}: no run with experts to study; {notes[0] if notes else 'give run folders'}"
+        )
+    studies, missing = run_studies(runs, names)
+    file = Path(out) / "studies.json"
+    found = {"studies": studies, "missing": missing, "notes": notes}
+    write_json(file, found)
+    return found | {"saved_to": str(file)}
+
+
+def runs_in(spec: str | Path) -> list[str | Path]:
+    """The runs of a grid's folder, by name; otherwise what was given."""
+    folder = Path(spec)
+    if not folder.is_dir() or (folder / "recipe.yaml").is_file() or (folder / "config.json").is_file():
+        return [spec]
+    found: list[str | Path] = [path.parent for path in sorted(folder.glob("*/recipe.yaml"))]
+    if not found:
+        raise CheckpointError(f"{folder} holds neither a run, nor a model, nor runs of a grid")
+    return found
+
+
+def open_run(
+    spec: str | Path,
+    wanted: set[str],
+    look: Look,
+    tasks: Sequence[str],
+    told: Mapping[str, Any],
+    notes: list[str],
+    progress: Progress | None = None,
+) -> Run:
+    """Trace and measure a run as far as the studies ``wanted`` need it; what cannot be measured goes to ``notes``."""
+    is_run = (Path(spec) / "recipe.yaml").is_file()
+    target = find_target(spec, "all" if is_run else None)
+    home = target.folder / "analysis"
+    traced = trace_target(target, look, target.folder / "trace", home / "checkpoints", progress)
+    subjects, traces = zip(*traced.traces)
+    recipe = target.recipe
+    facts: dict[str, Any] = dict(told)
+    if recipe is not None:
+        facts = {"regime": "from scratch" if recipe.method.init == "scratch" else "upcycled"} | facts
+    quality: dict[int, Quality] = {}
+    if is_run and wanted & {"quality", "regimes", "initialisation"}:
+        try:
+            points = curve(target.folder, tasks, progress=progress)["checkpoints"]
+            quality = {point["step"]: _quality(point) for point in points}
+        except CheckpointError as error:
+            notes.append(f"{target.name}: quality over training is not measured: {error}")
+    if "optimality" in wanted:
+        try:
+            facts["hidden"] = _hidden(target, traced, look, home / "hidden.json", progress)
+        except ConfigError as error:
+            notes.append(f"{target.name}: the drop-top-1 test is not possible: {error}")
+    series = Series([subject.step for subject in subjects], traces)
+    return Run(_method(target), recipe.seed if recipe is not None else 0, series, quality, facts)
+
+
+def _method(target: Target) -> str:
+    """The entry of a grid, which two options of one method may share; otherwise the method."""
+    if target.recipe is None:
+        return target.name
+    grid, _, entry = target.recipe.name.rpartition("/")
+    return entry if grid else target.recipe.method.name
+
+
+def _quality(point: Mapping[str, Any]) -> Quality:
+    tasks = {name: score["value"] for name, score in point["tasks"].items()}
+    return Quality(point["bits_per_byte"], point["domains"], tasks)
+
+
+def _hidden(
+    target: Target, traced: Traced, look: Look, file: Path, progress: Progress | None
+) -> dict[str, Any]:
+    """Bits of each held-out window with each layer's best-ranked experts hidden."""
+    model: nn.Module = traced.model
+    layers = [layer.index for _, layer in moe_layers(model)]
+    if not layers:
+        raise ConfigError(f"{target.name} has routers of transformers; libmoe.import_ it first")
+    data, config = measured_with(target, look.data, look.windows)
+    longest = min(data.seq_len, getattr(model.config, "max_position_embeddings", None) or data.seq_len)
+
+    @cache
+    def heldout() -> HeldOut:  # not opened where everything is finished
+        tokenized, _ = open_data(data)
+        return HeldOut(tokenized["test"], longest, config.windows_per_domain, config.batch_size)
+
+    def score() -> Losses:
+        found = heldout().score(model)
+        rows = [(bits, size) for windows in found["windows"].values() for bits, size in windows]
+        documents = [
+            f"{name} {number}" for name, them in found["window_documents"].items() for number in them
+        ]
+        return Losses([bits for bits, _ in rows], [size for _, size in rows], documents)
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{target.name}, best expert hidden", done, total)
+
+    identity = traced.traces[-1][0].identity
+    key = f"{identity} {traced.text.key} {data.source} {longest} {config.windows_per_domain}"
+    return hide_best(score, layers, file, key=key, progress=report)

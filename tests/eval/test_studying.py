@@ -1,0 +1,78 @@
+"""Run folders become studies by one call, and nothing is computed twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from libmoe.core.errors import CheckpointError, ConfigError, DataError
+from libmoe.eval import studying
+from libmoe.eval.studying import runs_in, study_runs
+from libmoe.eval.tracing import Look
+from libmoe.train import load_recipe, train
+
+LOOK = Look(windows=1)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds with two checkpoints each, and a dense run."""
+    folder = tmp_path_factory.mktemp("grid")
+    overrides = ["train.steps=2", "train.warmup_steps=1", "train.save_every=1", "train.keep_checkpoints=9"]
+    overrides += ["eval.windows_per_domain=1", 'data.domains=["novel", "code"]', "name=grid/four"]
+    for seed in (0, 1):
+        train(load_recipe("tiny", [*overrides, f"seed={seed}"]), folder / f"four-s{seed}", quiet=True)
+    dense = [*overrides, "method.name=dense", "method.options={}"]
+    train(load_recipe("tiny", dense), folder / "dense-s0", quiet=True)
+    return folder
+
+
+def test_a_grid_is_studied_and_what_is_there_is_kept(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = study_runs([grid], out=tmp_path, look=LOOK)
+    names = [study["name"] for study in found["studies"]]
+    assert {"quality", "change", "saturation", "optimality", "subtasks", "confidence"} <= set(names)
+    assert set(found["missing"]) == {"encoders", "initialisation", "regimes"}
+    assert len(found["notes"]) == 1 and "dense" in found["notes"][0]
+    saturation = found["studies"][names.index("saturation")]["figures"][0]["series"]
+    assert [line["label"] for line in saturation] == ["four"]
+    assert saturation[0]["x"] == [1, 2] and saturation[0]["y"][-1] == 1.0
+    gaps = found["studies"][names.index("optimality")]["tables"]["gaps"]
+    assert gaps["layer"] == ["0", "1", "all"] * 2 and all(kept > 0 for kept in gaps["kept"])
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("libmoe.analysis.trace.recorder.Writer", never)
+    monkeypatch.setattr("libmoe.eval.heldout.HeldOut.score", never)
+    assert study_runs([grid], out=tmp_path, look=LOOK) == found
+    stored = json.loads((tmp_path / "studies.json").read_text())
+    assert [study["name"] for study in stored["studies"]] == names
+
+
+def test_facts_tell_runs_apart(grid: Path, tmp_path: Path) -> None:
+    runs = [str(grid / "four-s0"), str(grid / "four-s1")]
+    facts = {runs[0]: {"init": "small"}, runs[1]: {"init": "large"}}
+    found = study_runs(runs, ["initialisation"], out=tmp_path, look=LOOK, facts=facts)
+    labels = [line["label"] for line in found["studies"][0]["figures"][0]["series"]]
+    assert labels == ["four, small", "four, large"]
+
+
+def test_what_cannot_be_studied_is_one_line(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'saturation'"):
+        study_runs([grid], ["saturatoin"], out=tmp_path)
+    with pytest.raises(ConfigError, match="is a dense model"):
+        study_runs([grid / "dense-s0"], out=tmp_path, look=LOOK)
+    with pytest.raises(DataError, match="regime: the runs have 1 values"):
+        study_runs([grid / "four-s0"], ["regimes"], out=tmp_path, look=LOOK)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds neither a run, nor a model, nor runs of a grid"):
+        runs_in(tmp_path / "empty")
+    monkeypatch.setattr(studying, "runs_in", lambda spec: [])
+    with pytest.raises(DataError, match="no run with experts to study"):
+        study_runs([grid], out=tmp_path)
