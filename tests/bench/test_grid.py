@@ -82,9 +82,12 @@ def test_an_entry_may_change_the_recipe_for_itself(mini: Mini) -> None:
     [
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [1, 2, 1]}, "seeds: 1 is there twice"),
+        ({"families": {"r": ["smoe", "dens"]}}, "families.r: unknown entry 'dens'; did you mean 'dense'?"),
+        ({"families": {"r": ["smoe"]}}, "families.r: ['smoe'] is no group to compare; name two"),
+        ({"families": {"r": ["smoe", "smoe"]}}, "families.r: 'smoe' is there twice"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"baseline": "dnse"}, "unknown entry 'dnse'; did you mean 'dense'?"),
-        ({"match": "params"}, "match: 'params' is not allowed"),
+        ({"match": "params"}, "unknown match 'params'; did you mean 'total_params'?"),
         ({"entries": [{"method": "dense"}, {"method": "dense"}]}, "two entries are called 'dense'"),
         ({"entries": [{"method": "dense", "key": "a/../b"}], "baseline": "a/../b"}, "a key names a folder"),
         ({"entries": [{"method": "dense", "options": {"top_k": 4}}]}, "entry 'dense': top_k has no meaning"),
@@ -111,3 +114,17 @@ def test_a_wrong_recipe_of_an_entry_names_the_entry(mini: Mini) -> None:
     grid.entry("smoe").recipe = {"train": {"lrr": 1.0}}
     with pytest.raises(ConfigError, match=r"entry smoe\.train\.lrr"):
         grid.cell_recipe(grid.entry("smoe"), 0, {})
+
+
+def test_an_added_method_joins_the_families_of_the_reference(mini: Mini) -> None:
+    grid = mini("dense", "smoe", "hash", families={"routers": ["smoe", "hash"], "others": ["dense", "hash"]})
+    grid.add_method("sigmoid")
+    assert grid.families == {"routers": ["smoe", "hash", "sigmoid"], "others": ["dense", "hash"]}
+
+
+def test_selecting_leaves_families_of_what_is_left(mini: Mini) -> None:
+    grid = mini(
+        "dense", "smoe", "hash", "sigmoid", families={"a": ["smoe", "hash", "sigmoid"], "b": ["smoe", "hash"]}
+    )
+    grid.select(["hash", "sigmoid"])
+    assert grid.families == {"a": ["hash", "sigmoid"]}

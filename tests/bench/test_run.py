@@ -20,12 +20,17 @@ import pytest
 from libmoe.bench import Grid, run_grid
 from libmoe.bench.cell import ROW_KEYS
 from libmoe.cli import main
-from libmoe.core.errors import ConfigError, LibMoEError
+from libmoe.core.errors import ConfigError, DataError, LibMoEError
 from libmoe.core.files import hold
 from libmoe.core.plugins import load_plugin
+from libmoe.eval.results import Results, compare
 
 Mini = Callable[..., Grid]
 WALL_CLOCK = ("tokens_per_second", "peak_memory_bytes", "train_seconds")
+NUMBERS = (
+    "active_params", "total_params", "flops_per_token", "steps", "train_flops", "tokens", "tokens_per_second",
+    "peak_memory_bytes", "train_seconds", "bits_per_byte", "best_bits_per_byte",
+)  # fmt: skip
 METHODS_OF_ALL_KINDS = ("dense", "smoe", "raises", "fragile", "doomed")
 
 
@@ -49,6 +54,7 @@ class Finished:
     """A grid with every kind of cell, run once for all tests of this file."""
 
     folder: Path | None = None
+    store: Path
     said: list[str]
 
 
@@ -56,8 +62,10 @@ class Finished:
 def finished(mini: Mini, misfits: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     if Finished.folder is None:
         folder, said = tmp_path_factory.mktemp("grids") / "mini", []
-        run_grid(mini(*METHODS_OF_ALL_KINDS), folder, plugins=[misfits], say=said.append, live=False)
-        Finished.folder, Finished.said = folder, said
+        store = folder.parent / "results.db"
+        grid = mini(*METHODS_OF_ALL_KINDS)
+        run_grid(grid, folder, plugins=[misfits], store=store, say=said.append, live=False)
+        Finished.folder, Finished.store, Finished.said = folder, store, said
     return Finished()
 
 
@@ -90,10 +98,10 @@ def test_rows_have_all_keys_finite_values_and_the_order_of_the_grid(finished: Fi
     json.dumps(rows, allow_nan=False)
     for row in rows[:2]:
         assert row["status"] == "ok" and row["error"] is None
-        for key in ROW_KEYS[9:19]:
+        for key in NUMBERS:
             assert math.isfinite(row[key]) and row[key] > 0, key
         assert set(row["domains"]) == {"novel", "math"} and row["tasks"]["moe_cloze"]["n"] == 4
-        assert row["tokens"] == 6 * 2 * 32
+        assert row["tokens"] == 6 * 2 * 32 and row["steps"] == 6 and row["tuning"] is None
     assert rows[0]["active_params"] == pytest.approx(rows[1]["active_params"], rel=0.01)
     assert rows[1]["paper"] == 23
 
@@ -133,7 +141,7 @@ def test_failures_are_in_the_report_and_in_the_exit_code(
     finished: Finished, grid_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert finished.folder is not None
-    monkeypatch.setattr("libmoe.bench.run_grid", lambda *arguments, **options: finished.folder)
+    monkeypatch.setattr("libmoe.bench.run_grid", lambda *arguments, **options: [])
     monkeypatch.setattr(
         sys, "argv", ["libmoe", "bench", str(grid_file("dense")), "--out", str(finished.folder)]
     )
@@ -155,7 +163,7 @@ def test_finished_cells_are_kept_as_they_are(done: Path, mini: Mini) -> None:
     before, rows, said = times(done), rows_of(done), []
     run_grid(mini("dense", "smoe"), done, say=said.append, live=False)
     assert times(done) == before and rows_of(done) == rows
-    assert "2 of 2 cells are done already and are kept." in said
+    assert "All 2 cells are done already; there is nothing to run." in said
 
 
 def test_a_method_or_seed_that_is_added_is_the_only_one_trained(done: Path, mini: Mini) -> None:
@@ -168,29 +176,6 @@ def test_a_method_or_seed_that_is_added_is_the_only_one_trained(done: Path, mini
     assert [row["method"] for row in rows_of(done)] == ["dense", "smoe", "hash"] and rows_of(done)[:2] == rows
     protocol = json.loads((done / "results.json").read_text())["protocol"]
     assert set(protocol["mismatch"]) >= {"dense", "smoe", "hash"}
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda grid: setattr(grid.recipe.train, "steps", 7), "recipe.train.steps was 6, now 7"),
-        (lambda grid: setattr(grid, "match", "flops"), "match was 'active_params', now 'flops'"),
-        (lambda grid: grid.entry("smoe").options.update(top_k=1), "entry smoe.options.top_k was 2, now 1"),
-    ],
-)
-def test_two_grids_in_one_folder_are_refused(
-    change: Callable[[Grid], None], says: str, done: Path, mini: Mini
-) -> None:
-    grid, before = mini("dense", "smoe"), times(done)
-    change(grid)
-    with pytest.raises(ConfigError) as refused:
-        run_grid(grid, done, say=say_nothing, live=False)
-    assert says in str(refused.value) and "another --out" in str(refused.value)
-    assert times(done) == before
-
-
-def test_more_workers_are_no_other_grid(done: Path, mini: Mini) -> None:
-    run_grid(mini("dense", "smoe", workers=1), done, say=say_nothing, live=False)
 
 
 def test_a_plugin_that_changed_is_not_mixed_with_what_it_trained_before(
@@ -211,33 +196,49 @@ def test_a_plugin_that_changed_is_not_mixed_with_what_it_trained_before(
         run_grid(mini("dense", "smoe", "changing"), done, plugins=[file], say=say_nothing, live=False)
 
 
-def test_a_damaged_mark_or_result_is_said_or_mended(done: Path, mini: Mini) -> None:
-    rows = rows_of(done)
-    (done / "results.json").write_text('{"rows": [')
-    run_grid(mini("dense", "smoe"), done, say=say_nothing, live=False)
-    assert rows_of(done) == rows
-    (done / "grid.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"grid\.json is damaged"):
-        run_grid(mini("dense", "smoe"), done, say=say_nothing, live=False)
-
-
-def test_the_folder_of_a_run_is_refused(mini: Mini, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: x")
-    with pytest.raises(ConfigError, match="holds a run, not a comparison"):
-        run_grid(mini("dense", "smoe"), tmp_path, say=say_nothing, live=False)
-
-
-def test_a_folder_in_use_is_refused(done: Path, mini: Mini) -> None:
-    with hold(done), pytest.raises(ConfigError, match="in use by another process"):
-        run_grid(mini("dense", "smoe"), done, say=say_nothing, live=False)
-
-
 def test_a_grid_in_which_everything_fails_is_an_error(misfits: Path, mini: Mini, tmp_path: Path) -> None:
     grid = mini("dense", "raises")
     grid.baseline = "raises"
     grid.entries = [grid.entry("raises")]
     with pytest.raises(LibMoEError, match="every cell failed; the first says: misfits"):
         run_grid(grid, tmp_path / "out", plugins=[misfits], say=say_nothing, live=False)
+
+
+# -- the results store ----------------------------------------------------------------------------------------------
+def test_each_finished_cell_is_in_the_results_store_once(finished: Finished, mini: Mini) -> None:
+    assert finished.folder is not None
+    rows = Results(finished.store).query("main")
+    cells = {Path(row["folder"]).parent.name: row for row in rows}
+    assert len(rows) == len(cells) and set(cells) == {"dense-s0", "smoe-s0", "fragile-s0"}
+    smoe = next(row for row in rows_of(finished.folder) if row["method"] == "smoe")
+    row = cells["smoe-s0"]
+    assert (row["task"], row["method"], row["seed"], row["run"]) == ("moe_cloze", "smoe", 0, "mini/smoe")
+    assert row["value"] == pytest.approx(smoe["tasks"]["moe_cloze"]["acc"])
+    found = compare([finished.folder / "dense-s0", finished.folder / "smoe-s0"])
+    assert [task.name for task in found.tasks] == ["moe_cloze"]
+
+
+def test_kept_cells_are_recorded_where_they_are_missing_and_only_there(
+    done: Path, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[str] = []
+    add = Results.add
+    monkeypatch.setattr(
+        Results, "add", lambda self, place: added.append(place.parent.name) or add(self, place)
+    )
+    for expected in (["dense-s0", "smoe-s0"], []):
+        added.clear()
+        run_grid(mini("dense", "smoe"), done, store=tmp_path / "new.db", say=say_nothing, live=False)
+        assert added == expected
+    run_grid(mini("dense", "smoe"), done, say=say_nothing, live=False)
+    assert not added
+
+
+def test_a_file_that_is_no_store_is_refused_before_anything_runs(mini: Mini, tmp_path: Path) -> None:
+    (tmp_path / "results.db").write_text("something else, longer than the head of a database")
+    with pytest.raises(DataError, match=r"results store .*results\.db"):
+        run_grid(mini("dense"), tmp_path / "out", store=tmp_path / "results.db", say=say_nothing, live=False)
+    assert not (tmp_path / "out").exists()
 
 
 # -- the whole command ----------------------------------------------------------------------------------------------
@@ -247,7 +248,11 @@ def start(grid: Path, out: Path, plugin: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "LIBMOE_RESULTS": str(out.parent / "results.db"),
+        },
     )
 
 
@@ -301,3 +306,4 @@ def test_interrupted_and_killed_the_same_command_ends_with_the_same_results(
     assert [dense, smoe] == undisturbed[:2]
     assert last | {"method": "smoe", "label": "smoe", "paper": 23} == smoe
     assert (out / "report.html").exists()
+    assert len(Results(tmp_path / "results.db").query("main")) == 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libmoe.analysis import read_trace
+from libmoe.analysis import Trace
 from libmoe.methods import METHODS
 
 Libmoe = Callable[..., Any]
@@ -84,7 +84,7 @@ def test_analyze_fits_the_terminal_and_writes_the_trace(libmoe: Libmoe, width: i
     table = outcome.out.split("\n\n")[0]
     assert max(map(len, outcome.out.splitlines())) <= width
     unbroken(["layer", "experts", "k", "entropy", "worst", "dead", "bits", "strongest"], table)
-    assert set(read_trace(run_dir / "trace.parquet")["layer"]) == {0, 1}
+    assert set(Trace.open(run_dir / "trace").to_pandas()["layer"]) == {0, 1}
     found = json.loads(libmoe("analyze", run_dir, "--windows", 1, "--json").out)
     assert [layer["layer"] for layer in found["layers"]] == [0, 1]
 

@@ -104,6 +104,20 @@ def test_a_checkpoint_brings_its_own_shape(tiny, tmp_path) -> None:
     assert hasattr(build_backbone(BackboneConfig(checkpoint=str(ours))), "libmoe")
 
 
+def test_the_shape_of_a_checkpoint_is_known_without_its_weights(tiny, tmp_path) -> None:
+    tiny("llama").save_pretrained(tmp_path / "plain")
+    save(moeify(tiny("llama"), "smoe", seed=0), tmp_path / "ours")
+    for folder in (tmp_path / "plain", tmp_path / "ours"):
+        whole = build_backbone(BackboneConfig(checkpoint=str(folder)))
+        (folder / "model.safetensors").write_bytes(b"not read")
+        with torch.device("meta"):
+            shape = build_backbone(BackboneConfig(checkpoint=str(folder)))
+        assert {p.device.type for p in shape.parameters()} == {"meta"}
+        assert {n: p.shape for n, p in shape.named_parameters()} == {
+            n: p.shape for n, p in whole.named_parameters()
+        }
+
+
 def test_a_missing_checkpoint_is_named(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         build_backbone(BackboneConfig(checkpoint=str(tmp_path / "nothing")))

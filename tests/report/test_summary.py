@@ -112,7 +112,7 @@ def test_without_windows_domains_are_resampled_and_the_interval_widens(
     folder = spoiled()
     edit_evaluations(folder, lambda e: e.pop("windows"))
     coarse, fine = summarise(folder), summarise(grid_dir)
-    assert coarse["comparison"]["units"] == ["domains"] and fine["comparison"]["units"] == ["windows"]
+    assert coarse["comparison"]["units"] == ["domains"] and fine["comparison"]["units"] == ["documents"]
     a, b = by_name(coarse)["topk"]["difference"], by_name(fine)["topk"]["difference"]
     assert a["high"] - a["low"] > b["high"] - b["low"]
     assert any("whole domains are resampled" in threat for threat in coarse["threats"])
@@ -124,7 +124,17 @@ def test_one_run_without_windows_does_not_coarsen_the_others(spoiled: Spoil) -> 
     path.unlink()
     methods = by_name(summarise(folder))
     assert methods["remoe"]["difference"]["unit"] == "domains"
-    assert methods["topk"]["difference"]["unit"] == "windows"
+    assert methods["topk"]["difference"]["unit"] == "documents"
+
+
+def test_folders_without_documents_are_read_by_window_and_say_so(grid_dir: Path, spoiled: Spoil) -> None:
+    folder = spoiled()
+    edit_evaluations(folder, lambda e: e.pop("window_documents"))
+    old, new = summarise(folder), summarise(grid_dir)
+    assert old["comparison"]["units"] == ["windows"]
+    assert by_name(old)["topk"]["difference"]["mean"] == by_name(new)["topk"]["difference"]["mean"]
+    assert any("do not tell which document" in threat for threat in old["threats"])
+    assert not any("do not tell which document" in threat for threat in new["threats"])
 
 
 def test_units_that_contradict_the_reported_score_are_told(spoiled: Spoil) -> None:

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from libmoe.core.errors import DataError
-from libmoe.stats import Scatter, Units, crossed_bootstrap, crossed_flip, sign_flip
+from libmoe.stats import Scatter, Units, crossed_bootstrap, crossed_flip, crossed_t, sign_flip
 
 SOURCES = [
     # seeds, clusters, scatter by seed, by cluster, by both
@@ -142,3 +142,26 @@ def test_what_has_no_difference_is_refused() -> None:
             crossed_bootstrap(gain)
     with pytest.raises(DataError, match="do not fit"):
         crossed_flip(np.ones((2, 3)), Units(4))
+
+
+def test_students_t_tells_what_the_bootstrap_does_and_smaller_p_values() -> None:
+    gain = gains(np.random.default_rng(7), 6, 40, 0.3, 1.0, 0.3)
+    by_t, drawn = crossed_t(gain, thirds(40)), crossed_bootstrap(gain, thirds(40))
+    assert (by_t.difference, by_t.stderr, by_t.freedom) == (drawn.difference, drawn.stderr, drawn.freedom)
+    assert (by_t.low, by_t.high) == pytest.approx((drawn.low, drawn.high), abs=0.15 * (by_t.high - by_t.low))
+    assert (
+        crossed_t(gain + 5.0, thirds(40)).p_value < 1e-4 < crossed_bootstrap(gain + 5.0, thirds(40)).p_value
+    )
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_by_students_t_equal_methods_raise_few_alarms(source: tuple[int, int, float, float, float]) -> None:
+    rng = np.random.default_rng(8)
+    alarms = sum(crossed_t(gains(rng, *source), thirds(source[1])).p_value < 0.05 for _ in range(TRIALS))
+    assert alarms <= MOST
+
+
+def test_no_scatter_and_nothing_known_are_told_apart() -> None:
+    assert crossed_t(np.zeros((2, 4))).p_value == 1.0
+    assert crossed_t(np.ones((2, 4))).p_value == 0.0
+    assert math.isnan(crossed_t(np.ones((1, 1))).p_value)

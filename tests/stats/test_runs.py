@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from libmoe.core.errors import DataError
-from libmoe.stats import Units, clustered_mean, common_runs, pooled_scatter
+from libmoe.stats import Units, clustered_mean, common_runs, largest_block
 
 
 def test_only_seeds_that_all_finished_are_kept_and_the_others_named() -> None:
@@ -62,10 +62,9 @@ def test_units_that_do_not_fit_are_refused(wrong: dict[str, list]) -> None:
         Units(2, **wrong)
 
 
-def test_scatter_of_seeds_leaves_out_what_a_seed_does_to_all() -> None:
-    rng = np.random.default_rng(2)
-    value = 5 * rng.normal(size=6) + rng.normal(size=(50, 1)) + rng.normal(0, 0.3, size=(50, 6))
-    found = pooled_scatter(value)
-    assert found.sigma == pytest.approx(0.3, rel=0.1) and found.freedom == 49 * 5
-    with pytest.raises(DataError, match="two of each"):
-        pooled_scatter(value[:1])
+def test_the_largest_block_is_the_one_that_tells_most_of_scatter() -> None:
+    assert largest_block({"a": [0, 1, 2], "b": [2, 1, 0], "c": [0]}) == (("a", "b"), (0, 1, 2))
+    decided = {"base": range(8), "near": range(8), **{f"m{i}": range(3) for i in range(10)}}
+    assert largest_block(decided) == (("base", "near", *(f"m{i}" for i in range(10))), (0, 1, 2))
+    assert largest_block({"a": [0], "b": [0]}) == (("a", "b"), (0,))
+    assert largest_block({"a": []}) == largest_block({}) == ((), ())

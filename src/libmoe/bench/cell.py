@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from libmoe.bench.provenance import gather, record, trained_on
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
-from libmoe.core.files import write_atomically, write_json
+from libmoe.core.files import digest, read_json, write_atomically, write_json
 from libmoe.core.memory import out_of_memory
 from libmoe.core.plugins import blame, describe, load_plugin, plugin_file
 from libmoe.methods import METHODS
-from libmoe.train.recipe import Recipe
+from libmoe.train.folder import first_difference
+from libmoe.train.recipe import Recipe, read_yaml
 
 ROW_KEYS = (
     "method", "label", "kind", "paper", "seed", "causal", "status", "error", "notes",
-    "active_params", "total_params", "flops_per_token", "train_flops", "tokens",
+    "active_params", "total_params", "flops_per_token", "steps", "train_flops", "tokens",
     "tokens_per_second", "peak_memory_bytes", "train_seconds",
-    "bits_per_byte", "best_bits_per_byte", "domains", "tasks",
+    "bits_per_byte", "best_bits_per_byte", "domains", "tasks", "tuning",
 )  # fmt: skip
 """Keys of every row of ``results.json``, in this order; what a failed cell does not have is ``None``."""
 OUT_OF_MEMORY = 70
@@ -34,7 +33,7 @@ class CellSpec:
     """Everything a worker process needs; plain data, so that it can be sent to one.
 
     ``plugin_digest`` is the SHA-256 of the plugin that defines the method, if one does; ``command`` is what the
-    user typed, for the record.
+    user typed, for the record; ``tuning`` is what was spent on choosing the recipe, and what was chosen.
     """
 
     key: str
@@ -45,6 +44,7 @@ class CellSpec:
     threads: int = 1
     plugin_digest: str | None = None
     command: str = ""
+    tuning: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -69,33 +69,35 @@ class CellSpec:
 def plugin_digest(method: str) -> str | None:
     """SHA-256 of the plugin file that defines a method; ``None`` for methods of the package."""
     file = plugin_file(METHODS.get(method))
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
+    return digest(file) if file is not None else None
 
 
 def check_origin(spec: CellSpec) -> None:
-    """Refuse to mix what two versions of a plugin trained.
+    """Refuse to go on with, or to keep, what another recipe or another version of a plugin trained.
 
     Raises:
-        ConfigError: the cell was begun with another version of the plugin.
+        ConfigError: the run folder was begun with another one.
     """
-    try:
-        began_with = json.loads(spec.origin_file.read_text(encoding="utf-8"))["plugin_digest"]
-    except (OSError, ValueError, KeyError):
-        return
-    if began_with != spec.plugin_digest:
-        raise ConfigError(
-            f"the plugin of {spec.key!r} has changed since {spec.run_dir} was trained with it; delete the folders "
-            f"{spec.key}-s* there to train it anew, or choose another --out"
-        )
+    where = Path(spec.run_dir)
+    fix = f"delete {where} to train it anew, or choose another --out"
+    began = read_json(spec.origin_file) or {}
+    if began.get("plugin_digest", spec.plugin_digest) != spec.plugin_digest:
+        raise ConfigError(f"the plugin of {spec.key!r} has changed since {where} was trained with it; {fix}")
+    if (where / "recipe.yaml").is_file():
+        before = read_yaml("recipe", where / "recipe.yaml", "recipes", ())
+        if difference := first_difference(before, to_dict(spec.recipe)):
+            raise ConfigError(f"{where} was trained with another recipe: {difference}; {fix}")
 
 
 def finished_row(spec: CellSpec) -> dict[str, Any] | None:
-    """The row of a cell that is done already, or ``None``."""
-    try:
-        row = json.loads(spec.row_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) and row.get("status") == "ok" else None
+    """The row of a cell that is done already, or ``None``.
+
+    Raises:
+        ConfigError: its folder was begun with another recipe or another version of the plugin.
+    """
+    check_origin(spec)
+    row = read_json(spec.row_file)
+    return row if row is not None and row.get("status") == "ok" else None
 
 
 def run_cell(spec: CellSpec) -> dict[str, Any]:
@@ -118,9 +120,7 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
             raise ConfigError(f"the plugin of {spec.key!r} has changed since this cell was put into the grid")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(spec.origin_file, {"plugin_digest": spec.plugin_digest})
-        _note_provenance(spec)
         row = _train_and_evaluate(spec)
-        _note_provenance(spec)  # now everything that takes part has been imported
     except LibMoEError as error:
         row = failed_row(spec, str(error))
     except Exception as error:
@@ -132,18 +132,6 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
         row = failed_row(spec, f"{place}{describe(error)} (details: {details})")
     write_json(spec.row_file, row)
     return row
-
-
-def _note_provenance(spec: CellSpec) -> None:
-    record(
-        Path(spec.run_dir),
-        gather(
-            command=spec.command,
-            recipe=to_dict(spec.recipe),
-            plugins=spec.plugins,
-            data={spec.recipe.data.source: trained_on(Path(spec.run_dir))},
-        ),
-    )
 
 
 def failed_row(spec: CellSpec, error: str) -> dict[str, Any]:
@@ -162,6 +150,8 @@ def _row(spec: CellSpec) -> dict[str, Any]:
         "causal": bool(info.facts.get("causal", True)) if info else True,
         "status": "ok",
         "notes": [],
+        "steps": spec.recipe.train.steps,
+        "tuning": spec.tuning,
     }
 
 
@@ -169,7 +159,8 @@ def _train_and_evaluate(spec: CellSpec) -> dict[str, Any]:
     from libmoe.eval import evaluate_run, heldout_evaluator
     from libmoe.train import train
 
-    result = asdict(train(spec.recipe, spec.run_dir, quiet=True, evaluate=heldout_evaluator(spec.recipe)))
+    evaluate = heldout_evaluator(spec.recipe)
+    result = asdict(train(spec.recipe, spec.run_dir, quiet=True, evaluate=evaluate, command=spec.command))
     evaluation = evaluate_run(spec.run_dir)
     cost, best = evaluation["cost"], evaluation["best"]
     measured = ("notes", "tokens", "tokens_per_second", "peak_memory_bytes", "train_seconds")

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from libmoe.bench.budgets.quantities import Budget, Solve, parse_budget
+from libmoe.bench.budgets.quantities import DEPENDS, Budget, Solve, parse_budget
 from libmoe.bench.budgets.sweeps import Sweep
+from libmoe.bench.tuning import Tuning
+from libmoe.bench.tuning.candidates import check_tuning
+from libmoe.bench.until import Until
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.methods import METHODS, Method, create
@@ -88,6 +91,10 @@ class Grid:
         calibration_steps: how many steps are timed for ``wall_clock``.
         sweeps: families of further entries, each of one number that varies.
         workers: cells that run at once; each gets its share of the cores.
+        families: groups of entries whose members are compared among themselves too, keys by name.
+        until: adds seeds look by look until every method is decided against the baseline; ``seeds`` are then the
+            first ones.
+        tuning: how each entry's settings are chosen before its cells run; ``None`` takes them as they are given.
     """
 
     name: str
@@ -103,6 +110,9 @@ class Grid:
     calibration_steps: int = 8
     sweeps: list[Sweep] = field(default_factory=list)
     workers: int = 2
+    families: dict[str, list[str]] = field(default_factory=dict)
+    until: Until | None = None
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         self.entries = [*self.entries, *(build(Entry, e) for s in self.sweeps for e in s.entries())]
@@ -117,11 +127,16 @@ class Grid:
             raise ConfigError(f"workers must be at least 1, got {self.workers}")
         if self.tolerance < 0:
             raise ConfigError(f"tolerance must not be negative, got {self.tolerance}; 0.01 is one per cent")
+        if self.until is not None:
+            self.seeds = self.until.seeds(self.seeds)
         parse_budget(self.match, self.solve)
         for name in self._budget_keys():
             self.entry(name)
+        self._check_families()
         for entry in self.entries:
             entry.check()
+        if self.tuning is not None:
+            check_tuning(self.tuning, self)
 
     def entry(self, key: str) -> Entry:
         """The entry called ``key``.  Raises ConfigError naming the nearest one when there is none."""
@@ -131,7 +146,7 @@ class Grid:
         raise unknown("entry", key, [e.key for e in self.entries])
 
     def budget(self, entry: Entry) -> Budget:
-        """What the entry must meet: its own ``match`` and ``solve``, or the grid's.
+        """What the entry must meet: its own ``match`` and ``solve``, or the grid's; nothing for the baseline.
 
         Raises:
             ConfigError: they do not go together.
@@ -140,9 +155,13 @@ class Grid:
         if entry.method == "dense" and inherited == "experts":
             inherited = "auto"  # a dense entry of a grid that counts out experts still has a width
         try:
-            budget = parse_budget(entry.match or self.match, entry.solve or inherited)
-            if entry.tokens_per_param is not None and any(goal.knob == "steps" for goal in budget.goals):
-                raise ConfigError("both match and tokens_per_param decide the steps; leave one of them out")
+            if entry.key == self.baseline:
+                _refuse_budget(entry)
+                budget = Budget()
+            else:
+                budget = parse_budget(entry.match or self.match, entry.solve or inherited)
+            if entry.tokens_per_param is not None:
+                _refuse_other_steps(entry, budget)
         except ConfigError as error:
             raise ConfigError(f"entry {entry.key!r}: {error}") from None
         return budget
@@ -160,13 +179,22 @@ class Grid:
         """Keep only the named entries, the baseline, and the reference if one of them is sized by it."""
         chosen = [self.entry(key) for key in keys]
         self.entries = [e for e in self.entries if e in chosen or e.key in self._budget_keys(chosen)]
+        left = {e.key for e in self.entries}
+        kept = {name: [key for key in keys if key in left] for name, keys in self.families.items()}
+        self.families = {name: keys for name, keys in kept.items() if len(keys) > 1}
 
     def add_method(self, name: str) -> None:
-        """Put a method that the grid does not list into the comparison, as many experts as the reference has."""
+        """Put a method that the grid does not list into the comparison.
+
+        It gets as many experts as the reference has, and joins the families that the reference is in.
+        """
         name = METHODS.info(name).name
         if name not in [e.key for e in self.entries]:
             self.entries.append(Entry(method=name, options=self._shared_options(name)))
             self.entries[-1].check()
+            for keys in self.families.values():
+                if self.reference in keys:
+                    keys.append(name)
 
     def _shared_options(self, name: str) -> dict[str, Any]:
         """Options of the reference that ``name`` leaves open: the k of a top-1 router is no shared option."""
@@ -179,6 +207,18 @@ class Grid:
             if option in reference and own.get(option, dataclasses.MISSING) == usual[option]
         }
 
+    def _check_families(self) -> None:
+        for name, keys in self.families.items():
+            for key in keys:
+                if key not in [e.key for e in self.entries]:
+                    raise ConfigError(
+                        f"families.{name}: {unknown('entry', key, [e.key for e in self.entries])}"
+                    )
+            if double := _doubles(keys):
+                raise ConfigError(f"families.{name}: {double[0]!r} is there twice; name each entry once")
+            if len(keys) < 2:
+                raise ConfigError(f"families.{name}: {keys} is no group to compare; name two entries or more")
+
     def _budget_keys(self, entries: Sequence[Entry] | None = None) -> list[str]:
         """Keys of the entries that set the sizes of ``entries`` (all of them by default)."""
         asking = [e for e in (self.entries if entries is None else entries) if self.budget(e).uses_reference]
@@ -187,6 +227,22 @@ class Grid:
 
 def _doubles(values: Sequence[Any]) -> list[Any]:
     return [v for i, v in enumerate(values) if v in values[:i]]
+
+
+def _refuse_budget(entry: Entry) -> None:
+    for name in ("match", "solve", "tolerance"):
+        if getattr(entry, name) is not None:
+            raise ConfigError(f"{name} has no effect on the baseline, which sets the budget; leave it out")
+
+
+def _refuse_other_steps(entry: Entry, budget: Budget) -> None:
+    """``tokens_per_param`` decides the steps, and nothing else may."""
+    if any("steps" in DEPENDS[goal.quantity] for goal in budget.goals):
+        raise ConfigError("both match and tokens_per_param decide the steps; leave one of them out")
+    if "steps" in entry.recipe.get("train", {}):
+        raise ConfigError(
+            "both recipe.train.steps and tokens_per_param decide the steps; leave one of them out"
+        )
 
 
 def _merge(into: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -18,11 +18,15 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from libmoe.bench.cell import OUT_OF_MEMORY, CellSpec, failed_row
+from libmoe.core.errors import ConfigError
+from libmoe.core.files import hold, write_json
 
 ATTEMPTS = 2
 """A cell whose process dies goes on from its checkpoint once; then it counts as failed."""
 PATIENCE = 60.0
 """Seconds that running cells get to save a checkpoint when the grid is interrupted."""
+LOCK = ".cell"
+"""Locked in its run folder by whoever sees to a cell, from its first attempt to its row; training has another lock."""
 
 
 class Worker:
@@ -90,6 +94,7 @@ def run_pool(
 ) -> None:
     """Run every cell, ``count`` at once; what workers print goes to ``folder/worker-*.log``.
 
+    A cell that another process sees to counts as failed here, and nothing is written to its folder.
     Interrupted, it lets the running cells finish their step and save; interrupted again, it ends them at once.
     """
     waiting, attempts = deque(specs), Counter[str]()
@@ -97,10 +102,17 @@ def run_pool(
     busy: dict[Worker, CellSpec] = {}
     idle: list[Worker] = []
     numbers = itertools.count()
+    held: dict[str, contextlib.ExitStack] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < count:
                 spec = waiting.popleft()
+                if spec.run_dir not in held:
+                    try:
+                        held[spec.run_dir] = _hold(spec)
+                    except ConfigError as error:
+                        finished(spec, failed_row(spec, str(error)))
+                        continue
                 worker = (
                     idle.pop()
                     if idle
@@ -126,19 +138,31 @@ def run_pool(
                     waiting.appendleft(spec)
                     continue
                 row = lost_row(spec, f"its process {worker.ending()}", worker.log)
+            held.pop(spec.run_dir).close()
             finished(spec, row)
         for worker in idle:
             worker.close()
     finally:
         end([*busy, *idle])
+        for lock in held.values():
+            lock.close()
     tick()
 
 
+def _hold(spec: CellSpec) -> contextlib.ExitStack:
+    """The cell, held until this is closed."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(spec.run_dir, LOCK))
+        return stack.pop_all()
+
+
 def lost_row(spec: CellSpec, what: str, log: Path | str) -> dict[str, Any]:
-    """The row of a cell that was lost with its process :data:`ATTEMPTS` times."""
-    return failed_row(
+    """The row of a cell that was lost with its process :data:`ATTEMPTS` times; it is left in the run folder too."""
+    row = failed_row(
         spec, f"{what}, twice; if memory ran out, lower the batch size or the workers (details: {log})"
     )
+    write_json(spec.row_file, row)
+    return row
 
 
 def end(workers: Sequence[Worker]) -> None:

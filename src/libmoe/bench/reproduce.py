@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from libmoe.bench import provenance
 from libmoe.bench.cell import CellSpec, plugin_digest
 from libmoe.bench.executors import LocalPool, Resources
 from libmoe.bench.live import LiveTable
+from libmoe.bench.side_by_side import (
+    VERDICTS,
+    Quantity,
+    Verdict,
+    compare,
+    differences,
+    metrics,
+    not_compared,
+    same_weights,
+    training_differences,
+)
 from libmoe.core.errors import ConfigError, DataError, TrainingError
-from libmoe.core.files import write_json
+from libmoe.core.files import read_json, write_json
 from libmoe.core.plugins import load_plugin
+from libmoe.train import provenance
 from libmoe.train.recipe import Recipe, load_recipe
 
-Verdict = Literal["bitwise", "within tolerance", "differs"]
-VERDICTS: tuple[Verdict, ...] = ("bitwise", "within tolerance", "differs")
 TOLERANCE = 1e-3
 """Largest relative difference of a loss or score that counts as the same on another machine."""
-
-Numbers = dict[str, Any]
-"""By place (``step 10``, a domain, a task): a number, or ``None`` for one that was not finite."""
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One kind of number of both runs.
-
-    Attributes:
-        numbers: how many were compared.
-        largest: the largest relative difference; ``None`` where a number is there in one run only or not finite.
-        where: its place.
-    """
-
-    name: str
-    verdict: Verdict
-    numbers: int
-    largest: float | None
-    where: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,8 @@ class Reproduction:
     Attributes:
         verdict: the worst of all quantities.
         steps: training steps that were compared; ``whole`` if that is all of them, scores included.
-        same_weights: whether the final weights are equal to the last bit; ``None`` if not run to the end.
+        same_weights: whether the final weights are equal to the last bit; ``None`` if they were not compared.
+        not_compared: what else there might have been to compare, and why it was not, a line each.
         environment: what differs between then and now, a line each.
         folder: where the new run is, if it was kept.
     """
@@ -66,6 +53,7 @@ class Reproduction:
     tolerance: float
     quantities: list[Quantity]
     same_weights: bool | None
+    not_compared: list[str]
     environment: list[str]
     folder: str | None
 
@@ -103,13 +91,14 @@ def reproduce(
     run = Path(run_dir)
     _check(run, out, steps, tolerance)
     then = provenance.read(run) or {}
-    files = [str(Path(p).resolve()) for p in (plugins if plugins is not None else then.get("plugins", {}))]
+    noted = [plugin["path"] for plugin in then.get("plugins", ())]
+    files = [str(Path(p).resolve()) for p in (noted if plugins is None else plugins)]
     for file in files:
         if not Path(file).is_file():
             raise ConfigError(f"the plugin {file} of {run} is gone; say where it is now with --plugin")
         load_plugin(file)
     recipe = load_recipe(run / "recipe.yaml")
-    logged = _metrics(run)
+    logged = metrics(run)
     if not logged:
         raise DataError(f"{run} has logged no loss, so there is nothing to compare with; train it first")
     asked = min(steps or recipe.train.steps, max(logged))
@@ -123,8 +112,8 @@ def reproduce(
             raise TrainingError(
                 f"the run fails when it is repeated: {row['error'].partition(' (details:')[0]}{where}"
             )
-        now = (provenance.read(fresh) or {}) | {"data": {recipe.data.source: provenance.trained_on(fresh)}}
-        quantities = _compare(run, fresh, last, whole, tolerance)
+        quantities = compare(run, fresh, last, whole, tolerance)
+        weights = same_weights(run, fresh) if whole else None
         found = Reproduction(
             run=str(run),
             verdict=max((q.verdict for q in quantities), key=VERDICTS.index),
@@ -132,8 +121,9 @@ def reproduce(
             whole=whole,
             tolerance=tolerance,
             quantities=quantities,
-            same_weights=_weights(run) == _weights(fresh) if whole else None,
-            environment=differences(then, now) if then else _from_env(run, fresh),
+            same_weights=weights,
+            not_compared=not_compared(run, last, whole, weights),
+            environment=_environment(run, fresh, then),
             folder=str(fresh) if out is not None else None,
         )
         if out is not None:
@@ -159,7 +149,7 @@ def _check(run: Path, out: str | Path | None, steps: int | None, tolerance: floa
 
 
 def _spec(run: Path, fresh: Path, recipe: Recipe, plugins: list[str], then: Mapping[str, Any]) -> CellSpec:
-    threads = then.get("torch", {}).get("threads") or _json(run / "env.json").get("threads") or 1
+    threads = then.get("torch", {}).get("threads") or (read_json(run / "env.json") or {}).get("threads") or 1
     return CellSpec(
         key=recipe.method.name,
         label=recipe.method.name,
@@ -206,124 +196,13 @@ def _run_again(
     return rows[0]
 
 
-def _compare(run: Path, fresh: Path, last: int, whole: bool, tolerance: float) -> list[Quantity]:
-    before, now = _metrics(run), _metrics(fresh)
-    kinds: dict[str, tuple[Numbers, Numbers]] = {}
-    for side, records in enumerate((before, now)):
-        for step, record in records.items():
-            if step > last:
-                continue
-            for name, key in (("loss", "loss"), ("auxiliary losses", "losses"), ("validation", "eval")):
-                for path, value in _leaves(record.get(key), f"step {step}"):
-                    kinds.setdefault(name, ({}, {}))[side][path] = value
-    found = [_quantity(name, a, b, tolerance) for name, (a, b) in kinds.items()]
-    if whole and (run / "eval.json").exists():
-        then, again = _json(run / "eval.json"), _json(fresh / "eval.json")
-        for name in ("bits_per_byte", "domains", "best"):
-            a, b = (dict(_leaves(side.get(name), name)) for side in (then, again))
-            if a or b:
-                found.append(_quantity(f"held-out {name}", a, b, tolerance))
-        for task in sorted({*then.get("tasks", {}), *again.get("tasks", {})}):
-            rows = [side.get("tasks", {}).get(task, {}) for side in (then, again)]
-            a, b = ({k: v for k, v in row.items() if not k.endswith("_stderr")} for row in rows)
-            found.append(_quantity(f"task {task}", a, b, tolerance, items=a.get("n")))
-    return found
-
-
-def _quantity(
-    name: str, before: Numbers, now: Numbers, tolerance: float, items: int | None = None
-) -> Quantity:
-    verdict: Verdict = "bitwise"
-    largest: float | None = 0.0
-    where = ""
-    for place in [*before, *(p for p in now if p not in before)]:
-        a, b = before.get(place), now.get(place)
-        if place in before and place in now and a == b:
-            continue
-        if a is None or b is None:  # in one run only, or not finite there
-            verdict, largest, where = "differs", None, place
-            break
-        relative = abs(a - b) / max(abs(a), abs(b))
-        if relative > (largest or 0.0):
-            largest, where = relative, place
-        same = relative <= tolerance or (items and abs(a - b) <= 1 / items + 1e-12)
-        verdict = max(verdict, "within tolerance" if same else "differs", key=VERDICTS.index)
-    return Quantity(name, verdict, len({*before, *now}), largest, where)
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path} {key}")
-    elif value is None or isinstance(value, int | float):
-        yield path, value
-
-
-def _metrics(folder: Path) -> dict[int, dict[str, Any]]:
-    """Lines of ``metrics.jsonl`` by step; half a line at the end is left out."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        return {record["step"]: record for record in map(json.loads, lines) if "loss" in record}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / 'metrics.jsonl'} is damaged: a line is no record of a step") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _weights(run: Path) -> list[str]:
-    """Hashes of the files with the final weights."""
-    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((run / "model").glob("*.safetensors"))]
-
-
-def _from_env(run: Path, fresh: Path) -> list[str]:
-    """For a run without provenance: what training itself notes of its environment."""
-    return [
-        "the run has no provenance.json: little is known of where it was made",
-        *_unequal("", _json(run / "env.json"), _json(fresh / "env.json")),
-    ]
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two provenances, a line each: ``hardware.cpu was X, now Y``."""
-    found = []
-    for key in ("recipe", "data", "plugins", "libmoe", "git", "python", "hardware", "torch", "environment"):
-        found += _unequal(key, then.get(key), now.get(key))
-    for name, version in then.get("packages", {}).items():
-        if (installed := _installed(name)) != version:
-            found.append(f"{name} was {version}, now {installed or 'not installed'}")
-    if then.get("before"):
-        found.append(f"the run was interrupted and went on elsewhere {len(then['before'])} time(s)")
-    return found
-
-
-def _unequal(where: str, then: Any, now: Any) -> list[str]:
-    if isinstance(then, Mapping) or isinstance(now, Mapping):
-        then, now = then or {}, now or {}
-        keys = [*then, *(key for key in now if key not in then)]
+def _environment(run: Path, fresh: Path, then: Mapping[str, Any]) -> list[str]:
+    more = training_differences(run, fresh)
+    if not then:
         return [
-            line
-            for key in keys
-            for line in _unequal(f"{where}.{key}" if where else str(key), then.get(key), now.get(key))
+            "the run has no provenance.json that can be read: little is known of where it was made",
+            *more,
         ]
-    return [] if then == now else [f"{where} was {_short(then)}, now {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    """Hashes by their beginning."""
-    text = "not set" if value is None else str(value)
-    return text[:12] if len(text) in (40, 64) and text.isalnum() else text
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    beyond = ("device", "processes", "parallel")  # what provenance does not hold
+    now = provenance.read(fresh) or {}
+    return [*differences(then, now), *(line for line in more if line.startswith(beyond))]

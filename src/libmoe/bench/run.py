@@ -6,29 +6,28 @@ is added later to the same folder is the only one that is trained.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from libmoe.bench.budgets import Calibrator
-from libmoe.bench.cell import CellSpec, check_origin, finished_row, plugin_digest
+from libmoe.bench.cell import CellSpec, failed_row, plugin_digest
+from libmoe.bench.claim import claim, held, join
 from libmoe.bench.executors import Executor, LocalPool
-from libmoe.bench.executors.local import cores
 from libmoe.bench.grid import Grid
-from libmoe.bench.live import LiveTable
-from libmoe.bench.match import Matched, match_sizes
-from libmoe.bench.provenance import command_line, gather, record
-from libmoe.core.config import to_dict
+from libmoe.bench.looks import Looks
+from libmoe.bench.match import Matched, match_sizes, read_sizes, write_sizes
+from libmoe.bench.protocol import describe_protocol, describe_sizes
+from libmoe.bench.recording import Recorder
+from libmoe.bench.results import Results, Row
+from libmoe.bench.specs import Say, finished_rows, run_specs
+from libmoe.bench.tuning.search import Tuned
+from libmoe.bench.tuning.tuner import tune
 from libmoe.core.errors import ConfigError, LibMoEError
-from libmoe.core.files import hold, write_json
-from libmoe.train.folder import first_difference
+from libmoe.eval.suites import resolve
+from libmoe.train.provenance import command_line, gather, record
+from libmoe.train.recipe import validate
 
-Say = Callable[[str], None]
+__all__ = ["run_grid", "run_specs"]
 
 
 def run_grid(
@@ -37,217 +36,191 @@ def run_grid(
     *,
     plugins: Sequence[str | Path] = (),
     executor: Executor | None = None,
+    store: str | Path | None = None,
     say: Say = print,
     live: bool = True,
-) -> Path:
-    """Train and evaluate every method with every seed; returns the folder with ``results.json``.
+) -> list[CellSpec]:
+    """Train and evaluate every method with every seed, and write ``results.json``.
 
-    An executor that hands the cells over to another system leaves those out that are not done yet.
+    With ``grid.tuning`` the settings of every entry are chosen first; with ``grid.until`` seeds are added look by look
+    to the methods that are not decided yet.
 
     Args:
         out: grid folder; one subfolder per cell.  Cells of the same comparison that it holds already are kept.
         plugins: Python files that register further methods; workers load them too.
         executor: where cells run; by default on this machine, ``grid.workers`` at once.
+        store: file of the results store in which evaluations of finished cells are recorded; ``None`` for none.
         say: where one-line messages go.
         live: show a table that refreshes while cells run.
 
+    Returns:
+        Cells that the executor has handed over to another system and that are not over: give the same command again
+        when they are.  Otherwise none.
+
     Raises:
-        ConfigError: the folder holds another comparison, or a plugin has changed since its cells were trained.
+        ConfigError: something is wrong with the grid, the folder holds another comparison, or a recipe or plugin has
+            changed since its cells were trained.  Nothing has been run then, and the folder is as it was.
+        DataError: the corpus or the results store cannot be read.
         LibMoEError: every cell failed.
     """
-    folder = Path(out)
+    folder, files = Path(out), [str(Path(p).resolve()) for p in plugins]
     executor = executor or LocalPool(grid.workers)
-    with hold(folder):
-        whole = _claim(folder, grid)
-        say(f"Sizes, matched on {grid.match.replace('_', ' ')} of {grid.baseline!r}:")
-        measured = Calibrator(folder / "calibration.json", grid.calibration_steps, executor.threads)
-        sizes = match_sizes(grid, measured)
-        _refuse_reuse(sizes)
-        for line in describe_sizes(sizes):
-            say(f"  {line}")
-        specs = _cells(grid, folder, sizes, plugins, executor.threads)
-        for spec in specs:
-            check_origin(spec)
+    left: list[CellSpec] = []
+    with held(folder):
+        whole = join(folder, grid)
+        recorder = Recorder(folder, store, say)
+        looks = (
+            None if grid.until is None else Looks.read(folder, grid.until, _rivals(grid, whole["entries"]))
+        )
+        _refuse_wrong_recipes(grid)
+        _refuse_measuring_elsewhere(grid, executor)
+        sizes = _sizes(grid, folder, executor.threads, say)
         protocol = describe_protocol(grid, sizes)
+
+        def begin() -> None:
+            claim(folder, whole)
+            write_sizes(folder, grid, sizes)
+
+        def trial(cells: Sequence[CellSpec]) -> dict[str, Row]:
+            begin()
+            rows = run_specs(cells, folder, executor, say=say, live=live)
+            left.extend(spec for spec in cells if spec.run_dir not in rows)
+            return rows
+
+        tuned = tune(grid, sizes, folder, trial, say, plugins=files, threads=executor.threads)
+        if left:
+            return left
+        specs = _cells(grid, folder, sizes, tuned, files, executor.threads)
+        over = finished_rows(specs.values())
+        begin()
         fingerprints = {protocol["data"]: protocol["data_fingerprint"]}
-        files = [str(Path(p).resolve()) for p in plugins]
         record(folder, gather(command=command_line(), recipe=whole, plugins=files, data=fingerprints))
         results = Results.read(folder, whole, protocol)
-        results.forget(specs)
-        rows = {spec.run_dir: row for spec in specs if (row := finished_row(spec)) is not None}
-        if rows:
-            say(f"{len(rows)} of {len(specs)} cells are done already and are kept.")
-        for row in rows.values():
-            results.add(row)
-        todo = [spec for spec in specs if spec.run_dir not in rows]
-        with LiveTable(specs, rows, enabled=live, say=say, metrics=executor.metrics) as table:
+        results.forget(specs.values())
+        over |= {
+            spec.run_dir: failed_row(spec, error)
+            for spec in specs.values()
+            if spec.key in tuned and (error := tuned[spec.key].error) is not None
+        }
 
-            def finished(spec: CellSpec, row: dict[str, Any]) -> None:
-                rows[spec.run_dir] = row
-                results.add(row)
-                table.finished(spec, row)
+        def heard(rows: Sequence[Row]) -> None:
+            results.add(rows)
+            recorder.add(rows)
 
-            executor.run(todo, folder, started=table.started, finished=finished, tick=table.refresh)
-    failed = [row for row in rows.values() if row["status"] != "ok"]
-    for row in failed if table.live is not None else []:  # without a table each has been said
-        say(f"{row['method']} seed {row['seed']} failed: {row['error']}")
-    if len(failed) == len(specs):
-        raise LibMoEError(f"every cell failed; the first says: {failed[0]['error']}")
-    return folder
+        def run(cells: Sequence[CellSpec]) -> bool:
+            rows = run_specs(cells, folder, executor, over=over, heard=heard, say=say, live=live)
+            failed = [row for row in rows.values() if row["status"] != "ok"]
+            if len(failed) == len(cells):
+                raise LibMoEError(f"every cell failed; the first says: {failed[0]['error']}")
+            over.update(rows)  # one that has failed is not tried again by this command
+            left.extend(spec for spec in cells if spec.run_dir not in rows)
+            return not left
+
+        if looks is None:
+            run([*specs.values()])
+        else:
+            _look_by_look(grid, looks, specs, run, results, say)
+    return left
+
+
+def _sizes(grid: Grid, folder: Path, threads: int, say: Say) -> dict[str, Matched]:
+    say(f"Sizes, matched on {grid.match.replace('_', ' ')} of {grid.baseline!r}:")
+    measured = Calibrator(folder / "calibration.json", grid.calibration_steps, threads)
+    sizes = match_sizes(grid, measured, read_sizes(folder, grid))
+    for line in describe_sizes(sizes):
+        say(f"  {line}")
+    return sizes
+
+
+def _rivals(grid: Grid, keys: Sequence[str]) -> list[str]:
+    """Those of ``keys`` that are compared with the baseline."""
+    return [key for key in keys if key != grid.baseline]
+
+
+def _look_by_look(
+    grid: Grid,
+    looks: Looks,
+    specs: Mapping[tuple[str, int], CellSpec],
+    run: Callable[[Sequence[CellSpec]], bool],
+    results: Results,
+    say: Say,
+) -> None:
+    """Give every undecided method the seeds of its next look, until there is none.
+
+    ``run`` returns whether all cells are over.
+    """
+    from libmoe.report import summarise
+
+    rivals = _rivals(grid, [entry.key for entry in grid.entries])
+    seeds, due = looks.due(rivals)
+    while True:
+        count = {key: seeds if key in due else looks.seeds(key) for key in rivals}
+        count[grid.baseline] = max(count.values(), default=0)
+        results.protocol |= {"seeds": grid.seeds[: count[grid.baseline]], "until": looks.facts()}
+        over = run([spec for (key, seed), spec in specs.items() if seed in grid.seeds[: count[key]]])
+        if not over or not due:
+            return
+        say(f"Look at {seeds} seeds:")
+        for line in looks.judge(seeds, due, summarise(results.path.parent)):
+            say(f"  {line}")
+        results.add([])  # what the look found
+        seeds, due = looks.due(rivals)
+        if not due:
+            return
 
 
 def _cells(
-    grid: Grid, folder: Path, sizes: dict[str, Matched], plugins: Sequence[str | Path], threads: int
-) -> list[CellSpec]:
-    """Seed by seed, so that a first comparison of all methods is there early."""
-    return [
-        CellSpec(
-            key=entry.key,
-            label=entry.label,
-            recipe=sizes[entry.key].recipe(grid, entry, seed),
-            run_dir=str(folder / f"{entry.key}-s{seed}"),
-            plugins=tuple(str(Path(p).resolve()) for p in plugins),
-            threads=threads,
-            plugin_digest=plugin_digest(entry.method),
-            command=command_line(),
-        )
-        for seed in grid.seeds
-        for entry in grid.entries
-    ]
+    grid: Grid,
+    folder: Path,
+    sizes: Mapping[str, Matched],
+    tuned: Mapping[str, Tuned],
+    plugins: Sequence[str],
+    threads: int,
+) -> dict[tuple[str, int], CellSpec]:
+    """By key and seed; seed by seed, so that a first comparison of all methods is there early."""
+    cells = {}
+    for seed in grid.seeds:
+        for entry in grid.entries:
+            recipe, choice = sizes[entry.key].recipe(grid, entry, seed), tuned.get(entry.key)
+            cells[entry.key, seed] = CellSpec(
+                key=entry.key,
+                label=entry.label,
+                recipe=recipe if choice is None else choice.apply(recipe),
+                run_dir=str(folder / f"{entry.key}-s{seed}"),
+                plugins=tuple(plugins),
+                threads=threads,
+                plugin_digest=plugin_digest(entry.method),
+                command=command_line(),
+                tuning=None if choice is None else choice.row,
+            )
+    return cells
 
 
-def _claim(folder: Path, grid: Grid) -> dict[str, Any]:
-    """Make the folder this comparison's own, or join the comparison it holds.
-
-    Returns:
-        The grid of the folder: what it held before with the entries and seeds that are new.
+def _refuse_wrong_recipes(grid: Grid) -> None:
+    """What every cell would stumble over, perhaps only after its training.
 
     Raises:
-        ConfigError: it holds a comparison under another recipe or budget, or another entry of the same name.
+        ConfigError: a batch that cannot be divided, or an unknown task.
     """
-    mark, mine = folder / "grid.json", to_dict(grid)
-    if (folder / "recipe.yaml").exists():
-        raise ConfigError(f"{folder} holds a run, not a comparison; choose another --out")
-    for key in ("workers", "resources"):  # where cells run is no part of the comparison
-        mine.pop(key, None)
-    mine["entries"] = {entry["key"]: entry for entry in mine["entries"]}
-    theirs = mine
-    if mark.exists():
+    for entry in grid.entries:
+        recipe = grid.cell_recipe(entry, grid.seeds[0], entry.options)
         try:
-            theirs = json.loads(mark.read_text(encoding="utf-8"))
-            theirs["entries"].keys(), theirs["seeds"][0]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise ConfigError(f"{mark} is damaged; choose another --out or delete the folder") from None
-    shared = {k: v for k, v in mine.items() if k not in ("entries", "seeds")}
-    difference = first_difference({k: theirs.get(k) for k in shared}, shared)
-    for key in mine["entries"].keys() & theirs["entries"].keys():
-        difference = difference or first_difference(
-            theirs["entries"][key], mine["entries"][key], f"entry {key}"
-        )
-    if difference:
-        raise ConfigError(
-            f"{folder} holds another comparison: {difference}; choose another --out or delete the folder"
-        )
-    whole = theirs | {
-        "entries": theirs["entries"] | mine["entries"],
-        "seeds": [*theirs["seeds"], *(s for s in mine["seeds"] if s not in theirs["seeds"])],
-    }
-    write_json(mark, whole)
-    return whole
+            validate(recipe)
+            resolve(recipe.eval.tasks)
+        except ConfigError as error:
+            raise ConfigError(f"entry {entry.key!r}: {error}") from None
 
 
-@dataclass
-class Results:
-    """``results.json``, written anew with each row; the order of rows is the grid's, not that of finishing."""
+def _refuse_measuring_elsewhere(grid: Grid, executor: Executor) -> None:
+    """Seconds and bytes are measured on the machine of the command; on others they are other ones.
 
-    path: Path
-    protocol: dict[str, Any]
-    order: dict[tuple[str, int], int]
-    rows: dict[tuple[str, int], dict[str, Any]]
-
-    @classmethod
-    def read(cls, folder: Path, whole: dict[str, Any], protocol: dict[str, Any]) -> Results:
-        """Start from what the folder holds; ``whole`` is its grid."""
-        path = folder / "results.json"
-        cells = [(key, seed) for seed in whole["seeds"] for key in whole["entries"]]
-        before: dict[str, Any] = {"protocol": {}, "rows": []}
-        # Should it be damaged: every finished cell has its row in a file of its own.
-        with contextlib.suppress(OSError, ValueError):
-            before = json.loads(path.read_text(encoding="utf-8"))
-        protocol["seeds"] = whole["seeds"]
-        protocol["mismatch"] = before["protocol"].get("mismatch", {}) | protocol["mismatch"]
-        order = {cell: i for i, cell in enumerate(cells)}
-        rows = {cell: row for row in before["rows"] if (cell := (row["method"], row["seed"])) in order}
-        return cls(path, protocol, order, rows)
-
-    def forget(self, specs: Sequence[CellSpec]) -> None:
-        """Drop rows of cells that are about to be run or read again."""
-        for spec in specs:
-            self.rows.pop((spec.key, spec.recipe.seed), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows[row["method"], row["seed"]] = row
-        ordered = [self.rows[cell] for cell in sorted(self.rows, key=lambda cell: self.order[cell])]
-        write_json(self.path, {"protocol": self.protocol, "rows": ordered})
-
-
-def _refuse_reuse(sizes: dict[str, Matched]) -> None:
-    """Data that is seen several times is no option of the loader yet: more steps would see new data."""
-    for key, matched in sizes.items():
-        if matched.unique_tokens is not None:
-            raise ConfigError(
-                f"entry {key!r}: equal_ncd trains on the same {matched.unique_tokens:,} tokens again and again, which "
-                "cannot be run yet; match 'total_params + train_flops' trains longer on new data"
-            )
-
-
-def describe_sizes(sizes: dict[str, Matched]) -> list[str]:
-    width = max(map(len, sizes))
-    lines = []
-    for key, matched in sizes.items():
-        cost = matched.cost
-        shares = matched.residuals.items()
-        off = [f"{name} {share:+.2%}" if len(shares) > 1 else f"{share:+.2%}" for name, share in shares]
-        clock = "" if matched.clock_spread is None else f"  clock scatters by {matched.clock_spread:.1%}"
-        lines.append(
-            f"{key:<{width}}  active {cost.active_params:>11,}  total {cost.total_params:>11,}  "
-            f"{matched.steps:,} steps{'  off target ' + ', '.join(off) if off else ''}{clock}"
-        )
-    return lines
-
-
-def describe_protocol(grid: Grid, sizes: dict[str, Matched]) -> dict[str, Any]:
-    """What the report says about how the comparison was made."""
-    import torch
-    import transformers
-
-    import libmoe
-    from libmoe.data.tasks import CHANCE, TASKS
-    from libmoe.eval import corpus_facts
-
-    recipe = grid.recipe
-    return {
-        "name": grid.name,
-        "budget": f"{grid.match} equal to {grid.baseline}" if grid.match != "none" else "sizes as given",
-        "steps_by_entry": {key: m.steps for key, m in sizes.items()},
-        "tokens_per_param": {key: m.tokens_per_param for key, m in sizes.items()},
-        "baseline": grid.baseline,
-        "seeds": grid.seeds,
-        "steps": recipe.train.steps,
-        "tokens": recipe.train.steps * recipe.train.batch_size * recipe.data.seq_len,
-        "seq_len": recipe.data.seq_len,
-        "batch_size": recipe.train.batch_size,
-        "backbone": to_dict(recipe.backbone),
-        "task_chance": {task: CHANCE for task in recipe.eval.tasks if task in TASKS},
-        "mismatch": {key: m.residual for key, m in sizes.items()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command_line(),
-        "hardware": f"{platform.processor() or platform.machine()}, {cores()} cores, {platform.system()}",
-        "versions": {
-            "libmoe": libmoe.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        **corpus_facts(recipe),
-    }
+    Raises:
+        ConfigError: cells run elsewhere, and a budget is measured.
+    """
+    for entry in [] if executor.here else grid.entries:
+        for goal in grid.budget(entry).goals:
+            if goal.quantity == "wall_clock" or (goal.quantity == "memory" and grid.memory == "measured"):
+                raise ConfigError(
+                    f"entry {entry.key!r}: {goal.quantity} would be measured on this machine, but cells run on others; "
+                    "match 'train_flops' (or memory: estimated), or run them here"
+                )

@@ -20,7 +20,7 @@ from typing import Any
 from libmoe.bench.cell import OUT_OF_MEMORY, CellSpec, finished_row, run_cell
 from libmoe.bench.pool import run_pool
 from libmoe.core.errors import ConfigError, LibMoEError
-from libmoe.core.files import hold, to_json, write_json
+from libmoe.core.files import to_json
 from libmoe.core.memory import out_of_memory
 
 
@@ -70,12 +70,15 @@ def run_alone(cells: Path, index: str) -> int:
     """Run line ``index`` of a file of cells in a process of its own, once more if that is killed.
 
     Returns:
-        0 when the cell is done, also when it was before; 1 when it has failed.
+        0 when the cell is done, also when it was before; 1 when it has failed, or another process is at work on it.
 
     Raises:
-        ConfigError: no such line, or another process is at work on the cell.
+        ConfigError: no such file or line.
     """
-    lines = cells.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = cells.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{cells} cannot be read ({error.strerror}); write it anew with --slurm") from None
     if not index.isdecimal() or int(index) >= len(lines):
         raise ConfigError(f"{cells} has no cell {index}; choose 0 to {len(lines) - 1}")
     spec = CellSpec.from_json(lines[int(index)])
@@ -86,15 +89,13 @@ def run_alone(cells: Path, index: str) -> int:
 
     def finished(spec: CellSpec, row: dict[str, Any]) -> None:
         rows.append(row)
-        if row["status"] != "ok":
-            write_json(spec.row_file, row)  # a process that was killed could not write it
-            print(f"{spec.name} failed: {row['error']}", file=sys.stderr)
 
-    with hold(spec.run_dir):
-        pass
-    folder = Path(spec.run_dir)
-    run_pool([spec], 1, folder, started=lambda spec: None, finished=finished, tick=lambda: None)
-    return 0 if rows[0]["status"] == "ok" else 1
+    run_pool([spec], 1, Path(spec.run_dir), started=lambda spec: None, finished=finished, tick=lambda: None)
+    (row,) = rows
+    if row["status"] != "ok":
+        print(f"{spec.name} failed: {row['error']}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from libmoe.cli.commands import comparing, evaluating, looking_up, machine, modelling
+from libmoe.cli.commands import comparing, evaluating, looking_up, machine, modelling, operating
 
 app = typer.Typer(
     name="libmoe",
@@ -26,7 +26,7 @@ Start here:
 `libmoe COMMAND --help` has an example for each command.
 """,
 )
-for _theme in (comparing, modelling, evaluating, looking_up, machine):
+for _theme in (comparing, modelling, evaluating, operating, looking_up, machine):
     app.add_typer(_theme.app)
 
 

@@ -31,6 +31,7 @@ def run(
     cpus: int | None = None,
     gpus: float = 0.0,
     memory_gb: float | None = None,
+    store: Path | None = None,
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
@@ -40,7 +41,9 @@ def run(
         ray: address of a Ray cluster, ``auto`` or ``local``; by default cells run on processes of this machine.
         slurm: folder for the files of a job array, which are written instead of running anything.
         slurm_options: further options of sbatch, ``NAME=VALUE``.
-        cpus, gpus, memory_gb: what each cell asks for.
+        cpus: of each cell.
+        gpus, memory_gb: what each cell asks a cluster for.
+        store: results store in which evaluations are recorded; ``None`` for none.
     """
     from libmoe.bench import load_grid, run_grid
     from libmoe.bench.executors import Resources
@@ -53,12 +56,13 @@ def run(
         grid.add_method(name)
     folder = out or Path("runs") / grid.name
     executor = _executor(grid.workers, Resources(cpus, gpus, memory_gb), ray, slurm, slurm_options)
-    methods, seeds = len(grid.entries), len(grid.seeds)
-    say(f"{methods} methods x {seeds} seeds, {grid.recipe.train.steps} steps each -> {folder}")
-    run_grid(grid, folder, plugins=plugins, executor=executor, say=say, live=not quiet)
-    if slurm is not None:
+    seeds = f"{'up to ' if grid.until is not None else ''}{len(grid.seeds)}"
+    say(f"{len(grid.entries)} methods x {seeds} seeds -> {folder}")
+    left = run_grid(grid, folder, plugins=plugins, executor=executor, store=store, say=say, live=not quiet)
+    if left:
         say(
-            "When the jobs have ended, the same command without --slurm collects their rows and writes the report."
+            f"When the {len(left)} jobs have ended, the same command without --slurm goes on with what they left, and "
+            "writes the report."
         )
         return
     html = write_report(folder)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,13 @@ def _attempt(what: str, look: Callable[[], object]) -> Check:
 
 def _versions() -> list[Check]:
     import libmoe
+    from libmoe.core.machine import installed_version
 
     checks = [_check("libmoe", True, libmoe.__version__)]
     for name, least in (("python", (3, 11)), ("torch", (2, 9)), ("transformers", (5, 0))):
-        try:
-            found = platform.python_version() if name == "python" else version(name)
-            ok = tuple(int(part) for part in found.split(".")[:2]) >= least
-        except PackageNotFoundError:
-            found, ok = "missing: pip install libmoe", False
-        checks.append(_check(f"{name} >= {least[0]}.{least[1]}", ok, found))
+        found = platform.python_version() if name == "python" else installed_version(name)
+        ok = found is not None and tuple(int(part) for part in found.split(".")[:2]) >= least
+        checks.append(_check(f"{name} >= {least[0]}.{least[1]}", ok, found or "missing: pip install libmoe"))
     checks += [_attempt(name, partial(version, name)) for name in ("safetensors", "tokenizers")]
     if importlib.util.find_spec("torchvision") is not None:
         beside = _attempt("torchvision", lambda: importlib.import_module("torchvision").__version__)
@@ -120,9 +118,10 @@ def _backends() -> list[Check]:
 
 
 def _memory() -> str:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return "unknown on this system"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    from libmoe.core.machine import memory_bytes
+
+    total = memory_bytes()
+    return "unknown on this system" if total is None else f"{total / 2**30:.1f} GiB"
 
 
 def _accelerator() -> str:
@@ -176,10 +175,10 @@ def _optional(module: str) -> Check:
         return _check(name, None, f"absent; for {use}: pip install 'libmoe[{extra}]'")
 
     def look() -> str:
+        from libmoe.core.machine import installed_version
+
         found = importlib.import_module(module)
-        try:
-            return f"{version(name)} ({use})"
-        except PackageNotFoundError:  # built from source under another name
-            return f"{getattr(found, '__version__', 'present')} ({use})"
+        # One that was built from source may have another name.
+        return f"{installed_version(name) or getattr(found, '__version__', 'present')} ({use})"
 
     return _attempt(name, look)

@@ -47,6 +47,8 @@ def run(
         say(
             f"final weights: {'equal to the last bit' if found.same_weights else 'not equal to the last bit'}"
         )
+    for line in found.not_compared:
+        say(f"not compared: {line}")
     extent = "the whole run" if found.whole else f"losses up to step {found.steps}"
     allowed = f"{found.tolerance:g} relative, for a task also one item"
     say(f"{found.run}, {extent}: {_in_words(found.verdict)} (tolerance: {allowed})")

@@ -43,8 +43,9 @@ def eval_windows(
 
     Returns:
         Batches with ``input_ids``, ``labels``, ``position_ids``, ``domain_ids`` (int64 [b, L]; the first three,
-        ``MODEL_INPUTS``, are what a transformers model takes) and ``num_tokens``, ``num_bytes`` (int64 [b]):
-        how many tokens the window predicts and how many bytes of text they stand for.
+        ``MODEL_INPUTS``, are what a transformers model takes) and ``num_tokens``, ``num_bytes``, ``document``
+        (int64 [b]): how many tokens the window predicts, how many bytes of text they stand for, and the number of
+        the document that most of these bytes belong to.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len={seq_len} is too short; a window needs at least 2 tokens")
@@ -63,17 +64,28 @@ def eval_windows(
     places = starts[:, None] + np.arange(length)
     predicted = stream.text_mask()[places] & (places > wanted[:, None])
     ids, positions = cut_windows(stream, stream.positions(), starts, length)
+    bytes_WL = np.where(predicted, stream.byte_counts[places], 0)
     arrays = {
         "input_ids": ids,
         "labels": np.where(predicted, ids, IGNORE),
         "position_ids": positions,
         "domain_ids": np.full_like(ids, list(tokenized).index(domain)),
         "num_tokens": predicted.sum(axis=1),
-        "num_bytes": np.where(predicted, stream.byte_counts[places], 0).sum(axis=1, dtype=np.int64),
+        "num_bytes": bytes_WL.sum(axis=1, dtype=np.int64),
+        "document": _main_document(stream.offsets, places, bytes_WL),
     }
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
     cuts = range(0, len(ids), batch_size)
     return [{key: value[i : i + batch_size] for key, value in tensors.items()} for i in cuts]
+
+
+def _main_document(offsets: np.ndarray, places: np.ndarray, bytes_WL: np.ndarray) -> np.ndarray:
+    """The document of each window with most of its predicted bytes, int64 [W]; the first of equals."""
+    document_WL = np.searchsorted(offsets, places, side="right") - 1
+    first = document_WL[:, :1]
+    bytes_WD = np.zeros((len(places), int((document_WL - first).max()) + 1))
+    np.add.at(bytes_WD, (np.arange(len(places))[:, None], document_WL - first), bytes_WL)
+    return first[:, 0] + bytes_WD.argmax(axis=1)
 
 
 def bits_per_byte(nll: float, num_bytes: int) -> float:

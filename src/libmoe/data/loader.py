@@ -8,12 +8,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from libmoe.core.errors import ConfigError, DataError, unknown
-from libmoe.data.order import permutation, random_unit
+from libmoe.core.errors import ConfigError, DataError
+from libmoe.data.mixing import ROUND, Mixing
+from libmoe.data.order import permutation
 from libmoe.data.tokenized import TokenizedSplit, TokenStream
 
 IGNORE = -100  # the label that transformers' losses leave out
-_ROUND = 1000  # rows over which the mixture holds exactly
 
 
 class PackedLoader:
@@ -42,9 +42,14 @@ class PackedLoader:
             weights by domain (domains left out get none).  Held exactly over every 1,000 rows, to within one
             row, and nearly so in every batch.
         document_mask: if false, ``position_ids`` run through the whole row, so attention crosses documents.
+        unique_tokens: train on so many tokens, rounded down to rows, again and again: exactly those that an unlimited
+            run of that length sees, first in its order and then in a new one each epoch.
+
+    Attributes:
+        rows: rows of each domain that are used.
 
     Raises:
-        ConfigError: an impossible size or mixture.
+        ConfigError: an impossible size or mixture, or more unique tokens than there are.
         DataError: a domain has less text than one row.
     """
 
@@ -57,6 +62,7 @@ class PackedLoader:
         seed: int = 0,
         mixture: str | Mapping[str, float] = "uniform",
         document_mask: bool = True,
+        unique_tokens: int | None = None,
     ) -> None:
         if seq_len < 2:
             raise ConfigError(f"seq_len={seq_len} is too short; a row needs at least 2 tokens")
@@ -68,21 +74,23 @@ class PackedLoader:
         self._streams = list(tokenized.values())
         self._positions = [stream.positions() for stream in self._streams]
         self.rows = {domain: tokenized[domain].num_tokens // seq_len for domain in self.domains}
-        self._per_round = self._rows_per_round(mixture)
-        for domain, share in zip(self.domains, self._per_round, strict=True):
+        sizes = {domain: stream.num_tokens for domain, stream in tokenized.items()}
+        self._mixing = Mixing(sizes, mixture, seed)
+        for domain, share in zip(self.domains, self._mixing.per_round, strict=True):
             if share and not self.rows[domain]:
                 raise DataError(
                     f"domain {domain!r} has {tokenized[domain].num_tokens} tokens, fewer than one row of "
                     f"seq_len={seq_len}; shorten seq_len or leave the domain out"
                 )
-        # Rounds and permutations are pure functions; the caches only save time.
-        self._round = lru_cache(maxsize=4)(self._make_round)
+        if unique_tokens is not None:
+            self.rows = self._capped(unique_tokens)
+        # Permutations are pure functions; the cache only saves time.
         self._order = lru_cache(maxsize=2 * len(self.domains))(self._make_order)
 
     @property
     def mixture(self) -> dict[str, float]:
         """The share of rows that each domain really gets."""
-        return {d: n / _ROUND for d, n in zip(self.domains, self._per_round.tolist(), strict=True)}
+        return {d: n / ROUND for d, n in zip(self.domains, self._mixing.per_round.tolist(), strict=True)}
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each domain has been seen after ``step`` steps (1.0 is once through)."""
@@ -115,54 +123,35 @@ class PackedLoader:
             raise ConfigError(f"rank={rank} of {world} or micro={micro} of {num_micro} is out of range")
         return self._gather(step * self.batch_size + (micro * world + rank) * size, size)
 
-    # --- the schedule ---
+    # --- the rows ---
 
-    def _rows_per_round(self, mixture: str | Mapping[str, float]) -> np.ndarray:
-        """Turn the mixture into whole rows of a round, by largest remainder; every wanted domain gets one."""
-        if isinstance(mixture, str):
-            if mixture not in ("proportional", "uniform"):
-                raise unknown("mixture", mixture, ("proportional", "uniform"))
-            sizes = [stream.num_tokens if mixture == "proportional" else 1 for stream in self._streams]
-            weights = dict(zip(self.domains, map(float, sizes), strict=True))
-        else:
-            for domain, weight in mixture.items():
-                if domain not in self.domains:
-                    raise unknown("domain of the mixture", domain, self.domains)
-                if not (0 <= weight < float("inf")):
-                    raise ConfigError(f"mixture weight {weight} of domain {domain!r} is not a number >= 0")
-            weights = {d: float(mixture.get(d, 0.0)) for d in self.domains}
-        share = np.array([weights[d] for d in self.domains])
-        if not share.sum() > 0:
-            raise ConfigError("the mixture gives no domain any weight")
-        if (share > 0).sum() > _ROUND:
-            raise ConfigError(f"the mixture has {(share > 0).sum()} domains; at most {_ROUND} fit")
-        exact = share / share.sum() * _ROUND
-        counts = np.where(share > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
-        while counts.sum() != _ROUND:
-            step = 1 if counts.sum() < _ROUND else -1
-            gap = np.where((share > 0) & (counts + step > 0), (exact - counts) * step, -np.inf)
-            counts[np.argmax(gap)] += step
-        return counts
-
-    def _make_round(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """For one round: the domain of each row [1000], and its number among the domain's rows of the round.
-
-        A domain with n rows gets one at a random place in each n-th part of the round, so that any stretch of
-        rows is close to the mixture.
-        """
-        domains = np.repeat(np.arange(len(self.domains)), self._per_round)
-        numbers = np.concatenate([np.arange(n) for n in self._per_round])
-        sizes = zip(self.domains, self._per_round, strict=True)
-        jitter = np.concatenate([random_unit(n, self.seed, "round", name, index) for name, n in sizes])
-        order = np.argsort((numbers + jitter) / self._per_round[domains], kind="stable")
-        return domains[order], numbers[order]
+    def _capped(self, unique_tokens: int) -> dict[str, int]:
+        """Rows of each domain among the first ``unique_tokens`` tokens of the schedule."""
+        shared = np.flatnonzero(self._mixing.per_round).tolist()
+        least = 1 + max(self._mixing.row_of(d, 0) for d in shared)
+        most = min(self._mixing.row_of(d, self.rows[self.domains[d]]) for d in shared)
+        rows = unique_tokens // self.seq_len
+        if rows > most:
+            raise ConfigError(
+                f"unique_tokens={unique_tokens} is more than the {most * self.seq_len} there are before the first "
+                "domain of the mixture is used up; use at most so many, or leave it out"
+            )
+        if rows < least:
+            raise ConfigError(
+                f"unique_tokens={unique_tokens} leaves a domain of the mixture without a row of seq_len="
+                f"{self.seq_len}; use at least {least * self.seq_len}"
+            )
+        return dict(zip(self.domains, self._mixing.visits(rows).tolist(), strict=True))
 
     def _make_order(self, domain: int, epoch: int) -> np.ndarray:
-        name = self.domains[domain]
-        return permutation(self.rows[name], self.seed, "rows", name, epoch)
+        """The rows of a domain in the order of one epoch: those of the first, in new orders."""
+        name, of_all = self.domains[domain], self._streams[domain].num_tokens // self.seq_len
+        first = permutation(of_all, self.seed, "rows", name, 0)[: self.rows[name]]
+        # Sorted, because without a cap every epoch is a permutation of the stream itself.
+        return first if not epoch else np.sort(first)[permutation(len(first), self.seed, "rows", name, epoch)]
 
     def _gather(self, first: int, count: int) -> dict[str, torch.Tensor]:
-        domain, number = self._place(first, count)
+        domain, number = self._mixing.place(first, count)
         batch = {key: np.empty((count, self.seq_len), dtype=np.int64) for key in ("ids", "positions")}
         for d in np.unique(domain):
             rows = np.flatnonzero(domain == d)
@@ -182,18 +171,6 @@ class PackedLoader:
             "position_ids": torch.from_numpy(batch["positions"]),
             "domain_ids": torch.from_numpy(domain_ids),
         }
-
-    def _place(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Domain and running number within the domain for the rows ``first .. first + count`` of the schedule."""
-        domains, numbers = [], []
-        while count:
-            index, start = divmod(first, _ROUND)
-            taken = min(count, _ROUND - start)
-            domain, number = (part[start : start + taken] for part in self._round(index))
-            domains.append(domain)
-            numbers.append(number + index * self._per_round[domain])
-            first, count = first + taken, count - taken
-        return np.concatenate(domains), np.concatenate(numbers)
 
 
 def cut_windows(

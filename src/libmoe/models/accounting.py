@@ -63,12 +63,11 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
     flops, shapes, tokens = _dense_flops(model, layers, seq_len)
     flops += sum(rows * _layer_flops(layer, dim) for layer in layers for rows, dim in shapes[layer.index])
     total = count_parameters(model)
-    idle = sum(_idle_params(layer) for layer in layers)
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
     trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
     return Account(
         total_params=total,
-        active_params=round(total - idle),
+        active_params=active_parameters(model),
         router_params=sum(count_parameters(layer.router) for layer in layers),
         expert_params=sum(count_parameters(layer.experts) for layer in layers),
         tokens=tokens,
@@ -76,6 +75,15 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
         train_flops_per_token=(4 if recompute else 3) * flops / tokens,
         memory_bytes={"weights": sum(sizes), "gradients": sum(trained), "adamw": 2 * sum(trained)},
     )
+
+
+def active_parameters(model: nn.Module) -> int:
+    """Distinct parameters that one token uses: every expert counts by the share of tokens it is meant to get.
+
+    Raises:
+        ConfigError: a router does not declare its load.
+    """
+    return round(count_parameters(model) - sum(_idle_params(layer) for _, layer in moe_layers(model)))
 
 
 def flop_counter() -> FlopCounterMode:

@@ -23,6 +23,8 @@ from libmoe.models.weights import read_weights, refuse_pickles
 def load(folder: str | Path, dtype: torch.dtype | str | None = None) -> nn.Module:
     """The model that :func:`libmoe.models.save` wrote, on the CPU and in evaluation mode.
 
+    Under ``torch.device("meta")`` it is the model's shape alone: what is counted needs no weights.
+
     Args:
         folder: a local folder.
         dtype: dtype of the parameters; ``None`` keeps the saved one.  Buffers keep their precision.
@@ -45,7 +47,8 @@ def load(folder: str | Path, dtype: torch.dtype | str | None = None) -> nn.Modul
             record = _restore(model, section)
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}/config.json cannot be rebuilt: {error}") from None
-    read_weights(model, folder)
+    if not _shape_alone():
+        read_weights(model, folder)
     record.receipt = Receipt("load", params, count_parameters(model))
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
@@ -58,6 +61,8 @@ def load(folder: str | Path, dtype: torch.dtype | str | None = None) -> nn.Modul
 
 def load_any(folder: str | Path, dtype: torch.dtype | str | None = None) -> nn.Module:
     """A LibMoE folder, a plain transformers folder, or a model of the hub by name; from safetensors only.
+
+    On the meta device the shape alone, as :func:`load`.
 
     Raises:
         CheckpointError: as :func:`load`, or transformers cannot load it.
@@ -169,6 +174,10 @@ def _restore(model: Any, section: dict[str, Any]) -> Moeified:
     return record
 
 
+def _shape_alone() -> bool:
+    return torch.get_default_device().type == "meta"
+
+
 def _plain(name: str, dtype: Any) -> nn.Module:
     from transformers import AutoConfig
 
@@ -177,6 +186,8 @@ def _plain(name: str, dtype: Any) -> nn.Module:
         if not config.architectures:
             raise CheckpointError(f"{name}/config.json names no architecture")
         cls = model_class(config.architectures[0])
+        if _shape_alone():
+            return cls._from_config(config, dtype=dtype).eval()
         return cls.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())

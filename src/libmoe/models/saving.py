@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from libmoe.core.errors import ConfigError
+from libmoe.models.card.facts import ModelFacts
+from libmoe.models.card.writing import write_card
 from libmoe.models.record import describe
 from libmoe.models.weights import tied_names, write_weights
 
@@ -26,7 +28,7 @@ def save(
     tensors: Mapping[str, Tensor] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Write ``config.json`` (with a ``libmoe`` section), safetensors, generation config and tokenizer.
+    """Write ``config.json`` (with a ``libmoe`` section), safetensors, generation config, tokenizer and model card.
 
     The folder appears complete or not at all; one that exists is replaced, keeping files that are not part of a
     model.  Names of tensors do not depend on how training was parallelised.
@@ -57,6 +59,7 @@ def save(
             model.generation_config.save_pretrained(new)
         write_tokenizer(tokenizer, new)
         write_weights(found, new, max_shard_bytes)
+        write_card(new, ModelFacts.of(model), Path(folder))
     return Path(folder)
 
 

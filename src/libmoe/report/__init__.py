@@ -1,4 +1,4 @@
-"""Report of a finished grid: one self-contained page, its numbers as JSON and its pictures as PNG.
+"""Report of a finished grid: one self-contained page, its numbers as JSON and CSV, its pictures as PNG and SVG.
 
 A pure function of the grid folder's files; nothing is trained, downloaded or looked up.
 """

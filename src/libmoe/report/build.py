@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libmoe.core.files import to_json, write_atomically
-from libmoe.report.charts import figures
+from libmoe.report.csvs import csvs
 from libmoe.report.html import page
+from libmoe.report.pictures import figures
 from libmoe.report.summary import summarise
 
 
@@ -21,17 +22,16 @@ class ReportPaths:
 
 
 def write_report(grid_dir: Path) -> ReportPaths:
-    """Write ``report.html``, ``report.json`` and ``figures/*.png`` into ``grid_dir``.
+    """Write ``report.html``, ``report.json`` and ``figures/*`` (PNG, SVG and CSV) into ``grid_dir``.
 
     Raises:
         DataError: ``results.json`` is missing or malformed; nothing is written then.
     """
     folder = Path(grid_dir)
     summary = summarise(folder)
-    drawn = figures(summary)
     paths = []
-    for name, content in drawn.items():
-        paths.append(folder / "figures" / f"{name}.png")
+    for name, content in (figures(summary) | csvs(summary)).items():
+        paths.append(folder / "figures" / name)
         write_atomically(paths[-1], content)
     write_atomically(folder / "report.json", to_json(summary, indent=1).encode("utf-8", "replace"))
     write_atomically(folder / "report.html", page(summary).encode("utf-8", "replace"))

@@ -1,4 +1,10 @@
-"""Compare every method with the dense baseline: difference, interval, corrected p-value and verdict."""
+"""Compare every method with the dense baseline: difference, interval, corrected p-value and verdict.
+
+Two methods of one grid are compared on the *same* held-out text and the *same* seeds (a seed fixes the data order and
+the initialisation of shared weights), so every statistic here is one of the difference, never of two separate means:
+:func:`libmoe.stats.crossed_bootstrap`, with documents as clusters, domains as strata and bytes as weights.  With one
+seed for all methods nothing is known of other seeds: the interval then covers the choice of text only.
+"""
 
 from __future__ import annotations
 
@@ -8,140 +14,135 @@ from typing import Any
 
 import numpy as np
 
-from libmoe.report.intervals import Difference, SeedScatter, Units, paired_difference, seed_scatter
 from libmoe.report.load import Grid, Row
-from libmoe.stats import holm
+from libmoe.report.units import Evaluations
+from libmoe.stats import Crossed, Scatter, crossed_bootstrap, holm, largest_block, pooled_scatter
+from libmoe.stats.means import student
 
 LEVEL = 0.05
 """Chance of any false claim among all comparisons with the baseline (Holm)."""
 DRIFT = 1e-3
 """Bits per byte by which the held-out units may miss the reported value before the report says so."""
 
-Run = tuple[str, int]
-
 
 def compare(
-    grid: Grid, methods: Sequence[dict[str, Any]], baseline: str | None, notes: list[str]
+    grid: Grid,
+    evaluations: Evaluations,
+    methods: Sequence[dict[str, Any]],
+    baseline: str | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Add ``difference``, ``verdict`` and ``seed_half_width`` to each method; return how they were computed.
 
     Verdicts: ``baseline``; ``better`` and ``worse`` (interval excludes zero, and still after Holm's
     correction); ``maybe better`` and ``maybe worse`` (before the correction only); ``indistinguishable``;
-    ``not compared`` (no baseline, no common seed, nothing to resample, or it sees future tokens).
+    ``not compared`` (no baseline, no common seed, nothing to resample, or it sees future tokens).  Where seeds were
+    added until methods were decided, verdicts (``equivalent`` among them) and intervals are those of the plan's looks:
+    an interval that ignores them would be wrong more often than it says.
     """
-    causal = [
-        {"method": row.method, "seed": row.seed, "bits_per_byte": row.bits_per_byte}
-        for row in grid.finished
-        if row.causal
-    ]
-    scatter = seed_scatter(causal)
-    equal_domains = _weigh_domains_alike(grid)
+    pool = seed_scatter(grid.ranked)
     rivals = [method for method in methods if not method["is_baseline"]]
-    n_boot = max(2000, 100 * len(rivals))
-    found: dict[str, Difference] = {}
+    resamples = max(2000, 200 * len(rivals))  # the strictest level of the correction is five draws wide
+    found: dict[str, Crossed] = {}
     for method in rivals if baseline is not None else ():
-        units = _units(grid, [row for row in grid.finished if row.method in (method["method"], baseline)])
-        if not {seed for name, seed in units if name == baseline}.intersection(method["seeds"]):
+        name = method["method"]
+        rows = [row for row in grid.finished if row.method in (name, baseline)]
+        seeds = sorted({row.seed for row in rows if row.method == baseline}.intersection(method["seeds"]))
+        if not seeds:
             notes.append(f"{method['label']}: finished no seed that the baseline finished, so not compared.")
             continue
-        found[method["method"]] = paired_difference(
-            causal, method["method"], str(baseline), units, n_boot=n_boot, equal_domains=equal_domains
-        )
-    corrected = holm(
-        {
-            method["method"]: found[method["method"]].p_value
-            for method in rivals
-            if method["causal"]
-            and method["method"] in found
-            and math.isfinite(found[method["method"]].p_value)
-        }
-    )
+        held = evaluations.shared(rows)
+        gain = held.gain(name, str(baseline), seeds)
+        found[name] = crossed_bootstrap(gain, held.units, pool=pool, resamples=resamples)
+        method["difference"] = entry(found[name], held.kind, seeds)
+    claims = [m["method"] for m in rivals if m["causal"] and m["method"] in found]
+    corrected = holm({name: found[name].p_value for name in claims if math.isfinite(found[name].p_value)})
     for method in methods:
-        name = method["method"]
-        method["difference"] = _entry(found[name], corrected.get(name)) if name in found else None
-        method["verdict"] = (
-            "baseline" if method["is_baseline"] else _verdict(found.get(name), corrected.get(name))
-        )
-        method["seed_half_width"] = _half_width(scatter, len(method["seeds"]))
+        difference = method.setdefault("difference", None)
+        if difference:
+            difference["p_corrected"] = corrected.get(method["method"])
+        method["verdict"] = "baseline" if method["is_baseline"] else verdict(difference)
+        method["seed_half_width"] = _half_width(pool, len(method["seeds"]))
+    looks = _sequential(methods, grid.protocol)
     _note_drift(methods, notes)
+    differences = [method["difference"] for method in methods if method["difference"]]
     return {
-        "units": sorted({difference.unit for difference in found.values()}),
-        "num_units": max((difference.num_units for difference in found.values()), default=0),
-        "equal_domains": equal_domains,
-        "replicates": n_boot,
+        "units": sorted({difference["unit"] for difference in differences}),
+        "num_units": max((difference["clusters"] for difference in differences), default=0),
+        "equal_domains": evaluations.equal_domains,
+        "replicates": resamples,
         "comparisons": len(corrected),
-        "seed_sigma": scatter.sigma if scatter else None,
-        "seed_degrees_of_freedom": scatter.degrees_of_freedom if scatter else 0,
+        "sequential": looks,
+        "seed_sigma": pool.sigma if pool else None,
+        "seed_degrees_of_freedom": pool.freedom if pool else 0,
     }
 
 
-def _units(grid: Grid, rows: Sequence[Row]) -> dict[Run, Units]:
-    """Return the finest held-out units that these runs share: windows, else domains, else the single mean."""
-    windows = {(row.method, row.seed): _windows(grid, row) for row in rows}
-    sizes = [{d: table[:, 1].tolist() for d, table in run.items()} for run in windows.values()]
-    if sizes and sizes[0] and all(size == sizes[0] for size in sizes):
-        return dict(windows)
-    shared = set.intersection(*(set(row.domains) for row in rows)) if rows else set()
-    if len(shared) >= 2:
-        return {(row.method, row.seed): {d: row.domains[d] for d in sorted(shared)} for row in rows}
-    return {(row.method, row.seed): {"all": row.bits_per_byte} for row in rows}
+def seed_scatter(rows: Iterable[Row], domain: str | None = None) -> Scatter | None:
+    """Seed-to-seed scatter of one run's bits per byte (of one domain), pooled over methods.
+
+    Returns ``None`` when fewer than two methods or two seeds are complete.
+    """
+    score = {
+        (row.method, row.seed): value
+        for row in rows
+        if (value := row.bits_per_byte if domain is None else row.domains.get(domain)) is not None
+    }
+    finished: dict[str, list[int]] = {}
+    for method, seed in score:
+        finished.setdefault(method, []).append(seed)
+    methods, seeds = largest_block(finished)
+    if len(methods) < 2 or len(seeds) < 2:
+        return None
+    return pooled_scatter(np.array([[score[method, seed] for seed in seeds] for method in methods]))
 
 
-def _windows(grid: Grid, row: Row) -> dict[str, np.ndarray]:
-    """Return ``{domain: [windows, 2]}`` bits and bytes, or nothing unless all of it is usable."""
-    content = grid.runs[row.method, row.seed].evaluation.get("windows")
-    if not isinstance(content, dict):
-        return {}
-    try:
-        tables = {str(domain): np.asarray(pairs, dtype=np.float64) for domain, pairs in content.items()}
-    except (TypeError, ValueError):
-        return {}
-    usable = all(
-        table.ndim == 2 and table.shape[1] == 2 and np.isfinite(table).all() and (table[:, 1] > 0).all()
-        for table in tables.values()
-    )
-    return tables if usable else {}
+def entry(found: Crossed, unit: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """A difference as the summary holds it; what is not known is ``None``."""
+    numbers = {name: getattr(found, name) for name in ("low", "high", "stderr", "p_value")}
+    return {
+        "mean": found.difference,
+        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        "freedom": found.freedom,
+        "p_corrected": None,
+        "by_seed": dict(zip(seeds, found.per_seed, strict=True)),
+        "unit": unit,
+        "clusters": found.clusters,
+        "covers": found.covers,
+    }
 
 
-def _weigh_domains_alike(grid: Grid) -> bool:
-    """Tell from the numbers whether reported bits per byte pool all bytes or average the domains."""
-    by_bytes, alike = [], []
-    for row in grid.finished:
-        if tables := _windows(grid, row):
-            reported = row.bits_per_byte or 0.0
-            bits = np.array([table[:, 0].sum() for table in tables.values()])
-            size = np.array([table[:, 1].sum() for table in tables.values()])
-            by_bytes.append(abs(bits.sum() / size.sum() - reported))
-            alike.append(abs((bits / size).mean() - reported))
-    return bool(max(alike, default=0.0) < max(by_bytes, default=0.0))
-
-
-def _verdict(difference: Difference | None, corrected: float | None) -> str:
-    if difference is None or corrected is None:
+def verdict(difference: Mapping[str, Any] | None) -> str:
+    """What a difference with its interval and corrected p-value lets one say."""
+    if difference is None or difference["p_corrected"] is None:
         return "not compared"
-    side = "better" if difference.high < 0 else "worse" if difference.low > 0 else None
+    side = "better" if difference["high"] < 0 else "worse" if difference["low"] > 0 else None
     if side is None:
         return "indistinguishable"
-    return side if corrected < LEVEL else f"maybe {side}"
+    return side if difference["p_corrected"] < LEVEL else f"maybe {side}"
 
 
-def _entry(difference: Difference, corrected: float | None) -> dict[str, Any]:
-    limits = {"low": difference.low, "high": difference.high, "p_value": difference.p_value}
-    return {
-        "mean": difference.mean,
-        **{name: value if math.isfinite(value) else None for name, value in limits.items()},
-        "p_corrected": corrected,
-        "by_seed": difference.per_seed,
-        "unit": difference.unit,
-    }
+BY_LOOK = {"better": "better", "worse": "worse", "equivalent within margin": "equivalent"}
 
 
-def _half_width(scatter: SeedScatter | None, seeds: int) -> float | None:
-    """Return the 95 % half-width of a mean over ``seeds`` runs, from the pooled scatter of seeds."""
-    if scatter is None:
-        return None
-    draws = np.abs(np.random.default_rng(0).standard_t(scatter.degrees_of_freedom, 100_000))
-    return float(np.quantile(draws, 0.95)) * scatter.sigma / math.sqrt(seeds)
+def _sequential(methods: Iterable[dict[str, Any]], protocol: Mapping[str, Any]) -> bool:
+    """Take over what the looks of a sequential plan decided; returns whether there were any."""
+    until = protocol.get("until")
+    taken = until.get("taken") if isinstance(until, dict) else None
+    if not isinstance(taken, dict) or not any(taken.values()):
+        return False
+    for method in methods:
+        looks = [look for look in taken.get(method["method"]) or () if isinstance(look, dict)]
+        if looks and "level" in looks[-1] and method["difference"]:
+            method["look"] = looks[-1]
+            method["difference"].update(low=looks[-1].get("low"), high=looks[-1].get("high"))
+            method["verdict"] = BY_LOOK.get(str(looks[-1].get("verdict")), "indistinguishable")
+    return True
+
+
+def _half_width(pool: Scatter | None, seeds: int) -> float | None:
+    """95 % half-width of a mean over ``seeds`` runs, from the pooled scatter of seeds."""
+    return student(0.95, pool.freedom) * pool.sigma / math.sqrt(seeds) if pool else None
 
 
 def _note_drift(methods: Iterable[Mapping[str, Any]], notes: list[str]) -> None:

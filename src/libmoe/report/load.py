@@ -24,6 +24,8 @@ COSTS = (
     "tokens_per_second",
     "peak_memory_bytes",
     "train_seconds",
+    "steps",
+    "inference_tokens_per_second",
 )
 """Cost fields of a row; each may be missing."""
 
@@ -46,19 +48,22 @@ class Row:
     domains: dict[str, float]
     tasks: dict[str, dict[str, float]]
     notes: tuple[str, ...]
+    tuning: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left in its own folder; either part may be empty."""
+    """What a run left in its own folder; each part may be empty."""
 
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    hardware: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid folder in memory.  ``notes`` says, in words, what was missing."""
+    """A grid folder in memory.  ``notes`` says, in words, what was missing; ``runs`` has failed ones too."""
 
     folder: Path
     protocol: dict[str, Any]
@@ -69,6 +74,11 @@ class Grid:
     @property
     def finished(self) -> list[Row]:
         return [row for row in self.rows if row.ok]
+
+    @property
+    def ranked(self) -> list[Row]:
+        """Finished runs of methods that see no future tokens."""
+        return [row for row in self.finished if row.causal]
 
 
 def read_grid(grid_dir: Path) -> Grid:
@@ -97,7 +107,7 @@ def read_grid(grid_dir: Path) -> Grid:
             raise DataError(f"{path}: method {row.method!r} has seed {row.seed} twice; keep one of the rows")
         seen.add((row.method, row.seed))
     notes: list[str] = []
-    runs = {(row.method, row.seed): _run(Path(grid_dir), row, notes) for row in rows if row.ok}
+    runs = {(row.method, row.seed): _run(Path(grid_dir), row, notes if row.ok else []) for row in rows}
     return Grid(Path(grid_dir), protocol, rows, runs, notes)
 
 
@@ -141,6 +151,7 @@ def _row(item: Any, where: str) -> Row:
         domains=_numbers(item.get("domains"), f"{where}.domains of {method!r}"),
         tasks={task: _numbers(value, f"{where}.tasks.{task} of {method!r}") for task, value in tasks.items()},
         notes=tuple(str(note) for note in item.get("notes") or ()),
+        tuning=dict(_mapping(item.get("tuning"), f"{where}.tuning of {method!r}")),
     )
 
 
@@ -173,8 +184,12 @@ def _run(folder: Path, row: Row, notes: list[str]) -> Run:
             f"The name {row.method!r} cannot be a folder's name, so the files of its runs were not read."
         )
         return Run([], {})
+    hardware = _object(folder / name / "provenance.json", [], "").get("hardware")
     return Run(
-        _metrics(folder / name / "metrics.jsonl", notes), _evaluation(folder / name / "eval.json", notes)
+        _metrics(folder / name / "metrics.jsonl", notes),
+        _object(folder / name / "eval.json", notes, "no held-out curve, routing or sample text for this run"),
+        hardware if isinstance(hardware, dict) else {},
+        None if row.ok else _seconds(folder / name / "timing.jsonl"),
     )
 
 
@@ -183,6 +198,20 @@ def _metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         notes.append(f"{where} is missing: no training curve for this run.")
         return []
+    steps, damaged = _lines(path)
+    if damaged:
+        notes.append(f"{where}: {damaged} damaged line(s) left out.")
+    return steps
+
+
+def _seconds(timing: Path) -> float | None:
+    """How long a run that did not end had trained when it was last timed."""
+    steps = _lines(timing)[0] if timing.is_file() else []
+    return next((s for step in reversed(steps) if isinstance(s := step.get("seconds"), int | float)), None)
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a file of JSON lines, and how many lines are none."""
     steps, damaged = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.strip():
@@ -194,15 +223,14 @@ def _metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         if isinstance(step, dict):
             steps.append(step)
-    if damaged:
-        notes.append(f"{where}: {damaged} damaged line(s) left out.")
-    return steps
+    return steps, damaged
 
 
-def _evaluation(path: Path, notes: list[str]) -> dict[str, Any]:
+def _object(path: Path, notes: list[str], lacking: str) -> dict[str, Any]:
+    """A JSON object, empty where there is none; notes say why."""
     where = f"{path.parent.name}/{path.name}"
     if not path.is_file():
-        notes.append(f"{where} is missing: no held-out curve, routing or sample text for this run.")
+        notes.append(f"{where} is missing: {lacking}.")
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from libmoe.core.errors import ConfigError
+from libmoe.report.belief import belief, families
 from libmoe.report.compare import compare
 from libmoe.report.curves import learning_curves
+from libmoe.report.domains import compare_domains
+from libmoe.report.ledger import add_costs
 from libmoe.report.load import COSTS, Grid, Row, read_grid
+from libmoe.report.protocol import protocol_words
 from libmoe.report.routing import routing_summary, sample_text, specialisation
-from libmoe.report.words import headline, threats
+from libmoe.report.threats import threats
+from libmoe.report.units import Evaluations
+from libmoe.report.words import headline
 
 
 def summarise(grid_dir: Path) -> dict[str, Any]:
@@ -24,7 +32,10 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
 
     Raises:
         DataError: ``results.json`` is missing or malformed.
+        ConfigError: scipy is missing, without which there are no statistics.
     """
+    if find_spec("scipy") is None:
+        raise ConfigError("the report's statistics need scipy: pip install 'libmoe[report]'")
     grid = read_grid(Path(grid_dir))
     notes = list(grid.notes)
     baseline = _baseline(grid, notes)
@@ -32,7 +43,10 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
     for place, method in enumerate(methods):
         method["series"] = place
         method["is_baseline"] = method["method"] == baseline
-    comparison = compare(grid, methods, baseline, notes)
+    evaluations = Evaluations(grid)
+    comparison = compare(grid, evaluations, methods, baseline, notes)
+    comparison["domain_comparisons"] = compare_domains(grid, evaluations, methods, baseline)
+    ledger = add_costs(grid, methods)
     _order(methods, notes)
     _rank(methods)
     routing = routing_summary(grid, notes)
@@ -40,6 +54,11 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
         "protocol": grid.protocol,
         "baseline": baseline,
         "comparison": comparison,
+        "belief": belief(grid, evaluations, methods, comparison["comparisons"]),
+        "families": families(grid, evaluations, methods, notes),
+        "ledger": ledger,
+        "held_out": _held_out(grid, evaluations),
+        "hardware": _hardware(grid),
         "seeds": sorted({row.seed for row in grid.rows}),
         "methods": methods,
         "failed": [
@@ -58,6 +77,7 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
     }
     summary["notes"] = notes + [f"{m['label']}: {note}" for m in methods for note in m["notes"]]
     summary["words"] = headline(summary)
+    summary["protocol_words"] = protocol_words(summary)
     summary["headline"] = [sentence for part in summary["words"].values() for sentence in part]
     summary["threats"] = threats(summary)
     return summary
@@ -114,6 +134,33 @@ def _method(grid: Grid, name: str) -> dict[str, Any]:
         # Every seed answers the same items, so the standard error of the mean is not divided by their number.
         entry["tasks"][task] = _mean_items([row.tasks[task] for row in rows if task in row.tasks])
     return entry
+
+
+def _held_out(grid: Grid, evaluations: Evaluations) -> dict[str, Any]:
+    """How much text all finished runs were scored on, and in what pieces."""
+    held = evaluations.shared(grid.finished)
+    by_window = held.kind in ("documents", "windows") and bool(grid.finished)
+    return {
+        "kind": held.kind,
+        "windows": len(held.domain_U) if by_window else None,
+        "documents": held.units.clusters if held.kind == "documents" else None,
+        "bytes": held.bytes if by_window else None,
+        "domains": len(set(held.domain_U)),
+        "lone_documents": held.lone_documents,
+    }
+
+
+def _hardware(grid: Grid) -> list[str]:
+    """The different machines that runs say they ran on."""
+    told = []
+    for row in grid.finished:
+        facts = grid.runs[row.method, row.seed].hardware
+        gpus = facts.get("gpus") or []
+        parts = [facts.get("cpu"), f"{facts['cores']} cores" if facts.get("cores") else None]
+        parts += [gpu.get("name") if isinstance(gpu, dict) else gpu for gpu in gpus if gpu]
+        if words := ", ".join(str(part) for part in parts if part):
+            told.append(words)
+    return list(dict.fromkeys(told))
 
 
 def _order(methods: list[dict[str, Any]], notes: list[str]) -> None:

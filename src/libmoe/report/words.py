@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from libmoe.report.family_words import family_verdict
+from libmoe.report.naming import budget_words, label_of
 from libmoe.report.numbers import count, fixed, interval, listing, percent, si, signed
 
 Summary = dict[str, Any]
-MISMATCH = 0.02
-"""Relative difference of a matched quantity that is worth telling the reader."""
 
 
 def headline(summary: Summary) -> dict[str, list[str]]:
@@ -19,48 +19,15 @@ def headline(summary: Summary) -> dict[str, list[str]]:
     return {
         "title": [_title(summary)],
         "lead": _lead(summary),
-        "findings": [*_verdicts(summary), *_against_unigram(summary), *_experts(summary)],
-        "caveats": _caveats(summary),
+        "findings": [
+            *_verdicts(summary),
+            *(_family(summary, family) for family in summary["families"]),
+            *_seen(summary),
+            *_against_unigram(summary),
+            *_experts(summary),
+        ],
+        "caveats": caveats(summary),
     }
-
-
-def threats(summary: Summary) -> list[str]:
-    """Return what could make the comparison misleading, found in the data where that is possible."""
-    found = [*_caveats(summary), *_mismatches(summary)]
-    comparison = summary["comparison"]
-    if comparison["comparisons"] > 1:
-        found.append(
-            f"{comparison['comparisons']} methods are compared with one baseline. Verdicts hold after Holm's "
-            "correction; the intervals themselves are not widened for it."
-        )
-    if comparison["seed_sigma"] is not None:
-        found.append(
-            "The scatter of seeds is taken to be about alike for all methods; one much noisier than the others has "
-            "too narrow an interval."
-        )
-    if "domains" in comparison["units"]:
-        found.append(
-            "Where no per-window counts were saved, whole domains are resampled: those intervals say how the "
-            "difference would vary over other domains, and with few domains they are rough."
-        )
-    weak = [
-        f"{task} ({method['label']})"
-        for method in summary["methods"]
-        for task, result in method["tasks"].items()
-        if near_chance(result, summary["chance"].get(task))
-    ]
-    if weak:
-        found.append(f"Accuracies that cannot be told from guessing carry no ranking: {listing(weak, 6)}.")
-    if any(method["tokens_per_second"] for method in summary["methods"]):
-        found.append(
-            "Tokens per second and peak memory are measured on one machine with whatever else ran on it; "
-            "parameters and FLOPs are counted."
-        )
-    found.append(
-        "A small model trained briefly on small data need not predict the ranking at scale: routing methods "
-        "differ in how soon they pay off."
-    )
-    return found
 
 
 def near_chance(result: dict[str, float], chance: float | None) -> bool:
@@ -105,7 +72,7 @@ def _lead(summary: Summary) -> list[str]:
     tokens = {method["tokens"] for method in methods if method["tokens"]}
     amount = f" on {si(tokens.pop())} tokens" if len(tokens) == 1 else ""
     budget = protocol.get("budget")
-    matched = f" (budget: {_plain(budget)})" if isinstance(budget, str) and budget else ""
+    matched = f" (budget: {budget_words(summary, budget)})" if isinstance(budget, str) and budget else ""
     seeds = {len(method["seeds"]) for method in methods}
     times = f"{count(seeds.pop(), 'seed')} each" if len(seeds) == 1 else "one or more seeds each"
     where = f" from {count(len(summary['domains']), 'domain')}" if summary["domains"] else ""
@@ -129,6 +96,8 @@ def _verdicts(summary: Summary) -> list[str]:
             f"Undecided: {_listed(maybe)}; the interval excludes zero, but not after correcting for "
             f"{count(summary['comparison']['comparisons'], 'comparison')}."
         )
+    if alike := _with(summary, "equivalent"):
+        said.append(f"Equal to it within the margin of the plan: {_listed(alike)}.")
     if same := _with(summary, "indistinguishable"):
         said.append(f"Not distinguishable from it: {_listed(same)}.")
     if worse := _with(summary, "worse"):
@@ -146,6 +115,16 @@ def _verdicts(summary: Summary) -> list[str]:
             f"{count(failed, 'run').capitalize()} failed and {'is' if failed == 1 else 'are'} listed below."
         )
     return said
+
+
+def _seen(summary: Summary) -> list[str]:
+    """What the comparison could have seen: "no difference" means little without it."""
+    known = summary["belief"]
+    return [known["detectable"]["words"]] if known and known["detectable"]["effect"] is not None else []
+
+
+def _family(summary: Summary, family: dict[str, Any]) -> str:
+    return f"{family['name'].capitalize()}: {family_verdict(summary, family)}"
 
 
 def _listed(methods: list[dict[str, Any]], most: int = 6) -> str:
@@ -191,7 +170,8 @@ def _experts(summary: Summary) -> list[str]:
     ]
 
 
-def _caveats(summary: Summary) -> list[str]:
+def caveats(summary: Summary) -> list[str]:
+    """What the intervals do and do not cover."""
     seeds = [len(method["seeds"]) for method in summary["methods"]]
     comparison = summary["comparison"]
     if not seeds or summary["baseline"] is None:
@@ -207,6 +187,11 @@ def _caveats(summary: Summary) -> list[str]:
             "believing a ranking."
         ]
     unit = " and ".join(comparison["units"])
+    if comparison["sequential"]:
+        return [
+            "Seeds were added look by look: intervals and verdicts are those of the plan, which hold at all looks "
+            "together."
+        ]
     pooled = ""
     if comparison["seed_sigma"] is not None:
         pooled = (
@@ -220,31 +205,3 @@ def _caveats(summary: Summary) -> list[str]:
         f"resample the held-out {unit}, paired between methods, and " if comparison["num_units"] > 1 else ""
     )
     return [f"{few}The intervals {text}add the scatter of seeds{pooled}."]
-
-
-def _mismatches(summary: Summary) -> list[str]:
-    base = next((m for m in summary["methods"] if m["is_baseline"]), None)
-    if base is None:
-        return []
-    said = []
-    for field, name in (
-        ("active_params", "active parameters"),
-        ("flops_per_token", "FLOPs per token"),
-        ("tokens", "training tokens"),
-    ):
-        off = [
-            f"{method['label']} {signed(100 * (method[field] / base[field] - 1), 1)} %"
-            for method in summary["methods"]
-            if base[field] and method[field] and abs(method[field] / base[field] - 1) > MISMATCH
-        ]
-        if off:
-            said.append(f"Not equal to the baseline in {name}: {listing(off)}.")
-    return said
-
-
-def label_of(summary: Summary, method: str) -> str:
-    return next((m["label"] for m in summary["methods"] if m["method"] == method), method)
-
-
-def _plain(text: str) -> str:
-    return text.replace("_", " ").strip()

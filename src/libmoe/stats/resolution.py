@@ -25,8 +25,8 @@ class Variability:
     """The two things that make a paired difference uncertain, in the score's own unit.
 
     The variance of a difference of two methods over S seeds and U units is ``2 seed_sigma^2 / S + unit_sigma^2 / U``,
-    the model of :func:`libmoe.stats.crossed_bootstrap` and of the report's intervals: scatter of seeds pooled over
-    ``methods`` methods with ``(methods - 1)(S - 1)`` degrees of freedom (but the pair's own where it is larger), and
+    the model of :func:`libmoe.stats.crossed_bootstrap` (and so of the report): scatter of seeds pooled over ``methods``
+    methods with ``(methods - 1)(S - 1)`` degrees of freedom (but the pair's own where it is larger), and
     units drawn again.
 
     Attributes:
@@ -52,8 +52,8 @@ class Variability:
     ) -> Detectable:
         """The smallest true difference that such a benchmark finds with probability ``power``.
 
-        Power is that of a t test with the estimated standard error; intervals by bootstrap are a little wider with few
-        seeds or units, and find it up to three times in a hundred less.
+        Power is that of the bootstrap of :func:`libmoe.stats.crossed_bootstrap`, which adds a Student-t variate for
+        seeds to the draws of text; a t test with the joint standard error, bolder with few seeds, finds it more often.
 
         Infinite with one seed, which says nothing of others, and with one unit where units matter.
 
@@ -63,13 +63,15 @@ class Variability:
         Raises:
             ConfigError: fewer than one seed, unit or comparison.
         """
-        for name, number in (("seeds", seeds), ("units", units), ("comparisons", comparisons)):
-            if number < 1:
-                raise ConfigError(f"{name}={number}: must be at least 1")
-        if (self.seed_sigma and seeds < 2) or (self.unit_sigma and units < 2):
+        _positive(seeds=seeds, units=units, comparisons=comparisons)
+        if self.blind(seeds, units):
             return Detectable(math.inf, seeds, units, power)
         error, bound_K = self._bounds(seeds, units, 1 - (1 - level) / comparisons)
         return Detectable(_effect(error, bound_K, power), seeds, units, power)
+
+    def blind(self, seeds: int, units: int) -> bool:
+        """Whether something matters of which there is one only, so that its scatter cannot be known."""
+        return bool(self.seed_sigma and seeds < 2) or bool(self.unit_sigma and units < 2)
 
     def _bounds(self, seeds: int, units: int, level: float) -> tuple[float, Floats]:
         """The true standard error, and how far from zero a difference must lie in each of K equal experiments.
@@ -77,7 +79,7 @@ class Variability:
         An experiment estimates its own standard error, from three chi-squares: the pair's scatter of seeds, that of
         the other methods in the pool, and that of units.
         """
-        from scipy.special import stdtrit
+        from scipy.special import ndtri
 
         own, others = seeds - 1, (self.methods - 2) * (seeds - 1)
         rng = np.random.default_rng(0)
@@ -87,11 +89,12 @@ class Variability:
         pooled = (own + others) or 1
         seed_K = seed_square * np.maximum(pair_K / (own or 1), (pair_K + rest_K) / pooled)
         unit_K = unit_square * text_K / max(1, units - 1)
-        total_K = seed_K + unit_K
-        with np.errstate(invalid="ignore"):  # no scatter at all: 0 / 0
-            freedom_K = total_K**2 / (seed_K**2 / pooled + unit_K**2 / max(1, units - 1))
-            bound_K = np.nan_to_num(stdtrit(freedom_K, (1 + level) / 2) * np.sqrt(total_K))
-        return math.sqrt(seed_square + unit_square), bound_K
+        widen = 1 + (float(ndtri((1 + level) / 2)) ** 2 + 1) / (
+            4 * max(1, units - 1)
+        )  # as the bootstrap does
+        total_K = seed_K + unit_K * widen**2
+        share_K = np.divide(seed_K, total_K, out=np.zeros_like(seed_K), where=total_K > 0)
+        return math.sqrt(seed_square + unit_square), _reach(share_K, pooled, level) * np.sqrt(total_K)
 
     def seeds_needed(
         self, effect: float, units: int, *, comparisons: int = 1, level: float = 0.95, power: float = 0.8
@@ -103,10 +106,13 @@ class Variability:
         """
         if not effect > 0:
             raise ConfigError(f"effect={effect}: must be more than 0")
+        _positive(units=units, comparisons=comparisons)
 
         def seen(seeds: int) -> bool:
-            found = self.detectable(seeds, units, comparisons=comparisons, level=level, power=power)
-            return found.effect <= effect
+            if self.blind(seeds, units):
+                return False
+            error, bound_K = self._bounds(seeds, units, 1 - (1 - level) / comparisons)
+            return _found(effect, error, bound_K) >= power
 
         if not seen(MOST_SEEDS):
             return None
@@ -137,7 +143,7 @@ class Detectable:
         if not math.isfinite(self.effect):
             return f"With {having} no difference can be told from chance."
         size = f"{100 * self.effect / abs(reference):.2g} %" if reference else f"{self.effect:.2g}"
-        return f"With {having} you can see a difference of {size} ({self.power:.0%} of the time)."
+        return f"With {having} you can see a difference of {size} ({100 * self.power:.0f} % of the time)."
 
 
 def variability(value_MSU: Floats, units: Units | None = None) -> Variability:
@@ -155,7 +161,8 @@ def variability(value_MSU: Floats, units: Units | None = None) -> Variability:
     # What a unit does to all methods alike cancels in every difference; of M methods M - 1 are then left.
     taste_MU = value_MSU.mean(axis=1) - value_MSU.mean(axis=(0, 1))
     square = 2 * float(units.squares(taste_MU).sum()) / (len(value_MSU) - 1)
-    return Variability(seed.sigma, math.sqrt(square * units.clusters), len(value_MSU))
+    pooled = seed.freedom // (value_MSU.shape[1] - 1) + 1
+    return Variability(seed.sigma, math.sqrt(square * units.clusters), pooled)
 
 
 def _chi_square(freedom: int, rng: np.random.Generator) -> Floats:
@@ -167,19 +174,59 @@ def _chi_square(freedom: int, rng: np.random.Generator) -> Floats:
     return chdtri(freedom, (rng.permutation(EXPERIMENTS) + 0.5) / EXPERIMENTS)
 
 
+def _reach(share_K: Floats, freedom: int, level: float) -> Floats:
+    """How far ``sqrt(share) t + sqrt(1 - share) z`` stays from zero with probability ``level``.
+
+    t is Student's with ``freedom`` degrees, z a standard normal variate, and they are independent.  Given its
+    chi-square, t is normal too; the mixture is summed over chi-squares that lie evenly on the normal scale, far into
+    both tails.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import gammaincinv, ndtr, ndtri
+
+    even = np.linspace(-8, 8, 401)
+    weight = np.exp(-(even**2) / 2)
+    wide = freedom / (2 * gammaincinv(freedom / 2, ndtr(even)))  # the square of t's scale
+
+    def at(share: float) -> float:
+        sigma = np.sqrt(share * wide + 1 - share)
+
+        def beyond(x: float) -> float:
+            return float(np.average(ndtr(-x / sigma), weights=weight)) - (1 - level) / 2
+
+        most = -float(ndtri((1 - level) / 2)) * float(
+            sigma.max()
+        )  # itself the answer where all scales are equal
+        return float(brentq(beyond, 0.0, 1.001 * most))
+
+    grid = np.linspace(0, 1, 33)
+    reach: Floats = np.interp(share_K, grid, [at(share) for share in grid])
+    return reach
+
+
 def _effect(error: float, bound_K: Floats, power: float) -> float:
     """The true difference at which estimates with this standard error lie beyond their bounds so often."""
     from scipy.optimize import brentq
-    from scipy.special import ndtr
 
     if not error:
         return 0.0
+    farthest = float(bound_K.max()) + 10 * error
+    return float(brentq(lambda effect: _found(effect, error, bound_K) - power, 0.0, farthest))
 
-    def short(effect: float) -> float:
-        found_K = ndtr((effect - bound_K) / error) + ndtr((-effect - bound_K) / error)
-        return float(found_K.mean()) - power
 
-    return float(brentq(short, 0.0, float(bound_K.max()) + 10 * error))
+def _found(effect: float, error: float, bound_K: Floats) -> float:
+    """How often an estimate of a true ``effect`` lies beyond its bound."""
+    from scipy.special import ndtr
+
+    if not error:
+        return 1.0
+    return float((ndtr((effect - bound_K) / error) + ndtr((-effect - bound_K) / error)).mean())
+
+
+def _positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"{name}={number}: must be at least 1")
 
 
 def _counted(number: int, what: str) -> str:

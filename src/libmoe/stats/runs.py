@@ -64,6 +64,26 @@ def common_runs(
     return Runs(chosen, seeds, value_MSU, {name: left for name, left in rest.items() if left})
 
 
+def largest_block(finished: Mapping[str, Iterable[int]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The methods and seeds that make the complete table with the most degrees of freedom, ``(M - 1)(S - 1)``.
+
+    Where some methods lack seeds, it is what the scatter of seeds is best estimated from; of equals, the one with
+    more methods.  Empty where nothing is finished.
+
+    Args:
+        finished: the seeds of each method.
+    """
+    seeds_of = {method: frozenset(seeds) for method, seeds in finished.items()}
+    best: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
+    most = (-1, -1)
+    for seeds in sorted(set(seeds_of.values()), key=sorted):
+        methods = tuple(method for method, theirs in seeds_of.items() if seeds and seeds <= theirs)
+        size = ((len(methods) - 1) * (len(seeds) - 1), len(methods))
+        if methods and size > most:
+            best, most = (methods, tuple(sorted(seeds))), size
+    return best
+
+
 class Units:
     """What each held-out unit weighs, which units belong together, and within what clusters are drawn.
 

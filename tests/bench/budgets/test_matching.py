@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from libmoe.bench.budgets import Calibration, Calibrator
+from libmoe.bench.budgets import Calibrator, Steps
+from libmoe.bench.budgets.calibration import measure_steps
 from libmoe.bench.grid import Grid
 from libmoe.bench.match import Matched, match_sizes
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError
+from libmoe.train.build import load_data
 from libmoe.train.recipe import Recipe
 
 BACKBONE = {
@@ -89,14 +91,37 @@ def test_active_and_total_parameters_can_both_be_equal(method: str) -> None:
 
 
 def test_equal_parameters_compute_and_data_repeat_the_data() -> None:
-    sizes = sizes_of(SMOE, match="equal_ncd")
+    grid = grid_of(SMOE, match="equal_ncd")
+    sizes = match_sizes(grid)
     dense, smoe = sizes["dense"], sizes["smoe"]
     assert smoe.cost.total_params == pytest.approx(dense.cost.total_params, rel=0.01)
     assert smoe.train_flops == pytest.approx(dense.train_flops, rel=0.01)
-    assert smoe.unique_tokens == dense.tokens
     ratio = dense.cost.flops_per_token / smoe.cost.flops_per_token
-    assert smoe.epochs == pytest.approx(ratio, rel=0.01) and ratio > 1.1
-    assert dense.unique_tokens is None
+    assert smoe.tokens / dense.tokens == pytest.approx(ratio, rel=0.01) and ratio > 1.1
+    assert (dense.unique_tokens, smoe.unique_tokens) == (None, dense.tokens)
+
+    seen = {}
+    for key, matched in sizes.items():
+        recipe = matched.recipe(grid, grid.entry(key), seed=5)
+        assert recipe.train.steps == matched.steps
+        loader = load_data(recipe).loader
+        rows = [
+            row.numpy().tobytes() for step in range(matched.steps) for row in loader.batch(step)["input_ids"]
+        ]
+        seen[key] = rows
+    assert set(seen["smoe"]) == set(seen["dense"]) and len(set(seen["dense"])) == 600
+    assert seen["smoe"][:600] == seen["dense"] and len(seen["smoe"]) == 2 * smoe.steps
+
+
+def test_a_baseline_that_repeats_its_own_data_has_none_to_hold_equal() -> None:
+    train = RECIPE["train"] | {"steps": 10_000}
+    line = refused(SMOE, match="equal_ncd", recipe=RECIPE | {"train": train})
+    assert line.startswith("entry 'smoe': unique_tokens=1280000 is more than the") and "use at most" in line
+
+
+def test_a_limit_on_data_that_the_recipe_sets_holds_for_repeated_data_too() -> None:
+    data = RECIPE["data"] | {"unique_tokens": 6400}
+    assert sizes_of(SMOE, match="equal_ncd", recipe=RECIPE | {"data": data})["smoe"].unique_tokens == 6400
 
 
 def test_sparser_models_train_on_more_tokens_at_equal_compute() -> None:
@@ -155,6 +180,13 @@ def test_a_tokens_per_parameter_sweep_changes_steps_alone() -> None:
     assert (low.tokens_per_param, high.tokens_per_param) == pytest.approx((0.5, 2), rel=0.01)
 
 
+def test_tokens_per_parameter_of_the_baseline_set_the_length_of_the_others() -> None:
+    own = {"key": "base", "tokens_per_param": 0.25}
+    sizes = sizes_of(DENSE | own, SMOE, baseline="base", match="train_flops")
+    assert sizes["base"].tokens_per_param == pytest.approx(0.25, rel=0.01) and sizes["base"].steps != 300
+    assert sizes["smoe"].train_flops == pytest.approx(sizes["base"].train_flops, rel=0.01)
+
+
 def test_what_is_saved_of_a_grid_with_sweeps_is_read_back_equal() -> None:
     grid = grid_of(sweeps=[sweep("isoflop", [2, 4])])
     assert to_dict(build(Grid, to_dict(grid))) == to_dict(grid)
@@ -174,55 +206,106 @@ def test_impossible_sweeps_are_refused(values: list[float], says: str) -> None:
 
 
 # -- time ------------------------------------------------------------------------------------------------
-def planted(recipe: Recipe, steps: int) -> Calibration:
-    return Calibration(0.02 if recipe.method.name == "smoe" else 0.01, 0.05, steps, 10**6)
+def planted(recipe: Recipe, steps: int) -> Steps:
+    return Steps([0.02 if recipe.method.name == "smoe" else 0.01] * steps, 10**6)
+
+
+TIMED: dict[str, Any] = {"match": "active_params + wall_clock"}
 
 
 def test_slower_steps_are_fewer_at_equal_time() -> None:
-    sizes = match_sizes(grid_of(SMOE, match="active_params + wall_clock"), Calibrator(measure=planted))
+    sizes = match_sizes(grid_of(SMOE, **TIMED), Calibrator(measure=planted))
     assert sizes["smoe"].steps == 150 and sizes["smoe"].residuals["wall_clock"] == pytest.approx(0)
-    assert sizes["smoe"].clock_spread == 0.05  # what the match is really worth
+    assert sizes["smoe"].clock_spread == 0 and sizes["dense"].clock_spread is None
 
 
-def test_what_was_measured_once_is_kept_for_the_comparison_that_is_resumed(tmp_path: Path) -> None:
+def test_a_machine_that_slows_down_does_it_to_all_entries_alike() -> None:
+    models = ["dense", "one", "two", "three"]
+    others = [
+        {"method": "smoe", "key": key, "options": {"num_experts": 2 + i, "top_k": 2}}
+        for i, key in enumerate(models[1:])
+    ]
     calls: list[str] = []
 
-    def counting(recipe: Recipe, steps: int) -> Calibration:
-        calls.append(recipe.method.name)
-        return replace(planted(recipe, steps), seconds_per_step=0.01 * len(calls))
+    def slowing(recipe: Recipe, steps: int) -> Steps:
+        calls.append(recipe.name.rpartition("/")[2])
+        disaster = 9.0 if 4 < len(calls) <= 8 else 0.0  # all of the second round
+        drift = 1 + 0.05 * len(calls) + disaster
+        return Steps([second * drift for second in planted(recipe, steps).seconds], 10**6)
 
-    def solve() -> int:
-        calibrator = Calibrator(tmp_path / "calibration.json", measure=counting)
+    sizes = match_sizes(grid_of(*others, **TIMED), Calibrator(measure=slowing))
+    assert calls == [*models, *reversed(models), *models]
+    for key in models[1:]:
+        assert sizes[key].steps == pytest.approx(
+            150, rel=0.12
+        )  # measured one after another: three times as many
+        assert 0 < (sizes[key].clock_spread or 0) < 0.15
+
+
+def test_the_spread_is_that_of_the_ratio_to_the_baseline() -> None:
+    times = iter([1.0, 2.0, 2.2, 1.0, 1.0, 1.8])  # dense, smoe; smoe, dense; dense, smoe
+
+    def noisy(recipe: Recipe, steps: int) -> Steps:
+        return Steps([next(times)] * steps, 1)
+
+    smoe = match_sizes(grid_of(SMOE, **TIMED), Calibrator(measure=noisy))["smoe"]
+    assert smoe.clock_spread == pytest.approx((1 / 1.8 - 1 / 2.2) / 2 / (1 / 2.0)) and smoe.steps == 150
+
+
+def test_what_was_measured_once_is_kept_whatever_machine_asks_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def counting(recipe: Recipe, steps: int) -> Steps:
+        calls.append(recipe.method.name)
+        return planted(recipe, steps)
+
+    def solve(threads: int) -> int:
+        calibrator = Calibrator(tmp_path / "calibration.json", threads=threads, measure=counting)
         return match_sizes(grid_of(SMOE, match="wall_clock"), calibrator)["smoe"].steps
 
-    assert (solve(), solve(), calls) == (150, 150, ["dense", "smoe"])
+    assert (solve(1), solve(2), len(calls)) == (150, 150, 6)
     (tmp_path / "calibration.json").write_text('{"x": 1}')
     with pytest.raises(ConfigError, match="is damaged; delete it"):
-        solve()
+        solve(1)
+
+
+def test_an_entry_that_joins_later_is_timed_against_the_baseline_of_its_own_hour(tmp_path: Path) -> None:
+    slower = [1.0]
+
+    def hourly(recipe: Recipe, steps: int) -> Steps:
+        return Steps([second * slower[0] for second in planted(recipe, steps).seconds], 10**6)
+
+    def solve(*entries: dict[str, Any]) -> dict[str, Matched]:
+        return match_sizes(grid_of(*entries, **TIMED), Calibrator(tmp_path / "c.json", measure=hourly))
+
+    first = solve(SMOE)
+    slower[0] = 3.0
+    both = solve(SMOE, SMOE | {"key": "late", "recipe": {"train": {"batch_size": 2, "clip": 0.5}}})
+    assert both["smoe"] == first["smoe"] and both["late"].steps == first["smoe"].steps
 
 
 def test_seeds_and_lengths_of_a_run_need_no_new_measurement() -> None:
     grid, calls = grid_of(SMOE), []
     calibrator = Calibrator(measure=lambda recipe, steps: calls.append(1) or planted(recipe, steps))
     recipe = grid.cell_recipe(grid.entry("smoe"), 0, {})
-    calibrator(recipe)
-    calibrator(replace(recipe, seed=5, name="x", train=replace(recipe.train, steps=999)))
-    assert len(calls) == 1
-    calibrator(replace(recipe, train=replace(recipe.train, batch_size=9)))
+    other = replace(recipe, seed=5, name="x", train=replace(recipe.train, steps=999, lr=0.1))
+    assert calibrator.peak_memory(recipe) == calibrator.peak_memory(other) == 10**6 and len(calls) == 1
+    calibrator.peak_memory(replace(recipe, train=replace(recipe.train, batch_size=9)))
     assert len(calls) == 2
 
 
 def test_a_real_calibration_times_real_steps() -> None:
     grid = grid_of(SMOE)
-    found = Calibrator(steps=3, threads=1)(grid.cell_recipe(grid.entry("smoe"), 0, SMOE["options"]))
-    assert found.steps == 3 and 1e-4 < found.seconds_per_step < 5 and found.spread >= 0
+    found = measure_steps(grid.cell_recipe(grid.entry("smoe"), 0, SMOE["options"]), 3)
+    assert len(found.seconds) == 3 and all(0 < second < 60 for second in found.seconds)
+    assert found.peak_memory_bytes > 10**5
 
 
 # -- memory ----------------------------------------------------------------------------------------------
 def test_measured_memory_takes_the_place_of_the_estimate() -> None:
-    def growing(recipe: Recipe, steps: int) -> Calibration:
+    def growing(recipe: Recipe, steps: int) -> Steps:
         width = recipe.method.options.get("expert_hidden", 100)
-        return Calibration(0.01, 0.0, steps, 10_000 + 10 * width)
+        return Steps([0.01] * steps, 10_000 + 10 * width)
 
     sizes = match_sizes(grid_of(SMOE, match="memory", memory="measured"), Calibrator(measure=growing))
     assert sizes["smoe"].options["expert_hidden"] == 100
@@ -269,9 +352,25 @@ def test_dense_has_no_experts_to_count_out() -> None:
     assert "entry 'wide': it has no number of experts" in refused(SMOE, wide)
 
 
-def test_steps_are_decided_once() -> None:
-    both = SMOE | {"match": "train_flops", "tokens_per_param": 2.0}
-    assert "both match and tokens_per_param decide the steps" in refused(both)
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"match": "train_flops"}, "both match and tokens_per_param decide the steps"),
+        ({"match": "train_flops", "solve": "width"}, "both match and tokens_per_param decide the steps"),
+        (
+            {"recipe": {"train": {"steps": 9}}},
+            "both recipe.train.steps and tokens_per_param decide the steps",
+        ),
+    ],
+)
+def test_steps_are_decided_once(entry: dict[str, Any], says: str) -> None:
+    assert says in refused(SMOE | {"tokens_per_param": 2.0} | entry)
+
+
+def test_the_baseline_has_no_budget_to_meet() -> None:
+    for own in ({"match": "flops"}, {"tolerance": 0.1}, {"solve": "width"}):
+        line = refused(SMOE, DENSE | {"key": "base"} | own, baseline="base")
+        assert line.startswith(f"entry 'base': {next(iter(own))} has no effect on the baseline")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_budgets_that_papers_named_are_measured_by_the_dense_baseline() -> None:
 @pytest.mark.parametrize(
     ("match", "solve", "says"),
     [
-        ("activ_params", "auto", "'activ_params' is not allowed; did you mean 'active_params'?"),
+        ("activ_params", "auto", "unknown match 'activ_params'; did you mean 'active_params'?"),
         ("active_params", "steps", "active_params does not depend on steps; solve: width or experts"),
         ("tokens", "width", "tokens does not depend on width; solve: steps"),
         ("tokens + train_flops", "auto", "tokens and train_flops are both met by steps"),

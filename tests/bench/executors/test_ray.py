@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,13 @@ from typing import Any
 import pytest
 
 from libmoe.bench import Grid, run_grid
+from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors import RayCluster, Resources, ray_cluster
 from libmoe.core.errors import ConfigError
+from libmoe.core.files import digest
 from libmoe.core.plugins import load_plugin
+from libmoe.train import provenance
+from libmoe.train.recipe import load_recipe
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'libmoe[ray]'")
 pytestmark = pytest.mark.distributed
@@ -100,23 +104,20 @@ def orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_two_workers_give_the_table_of_the_local_pool_also_when_processes_are_killed(
-    mini: Mini, misfits: Path, orphan: Path, tmp_path: Path, undisturbed: dict[str, dict[str, Any]]
+def test_two_workers_give_the_table_of_the_local_pool_also_when_a_supervisor_is_killed(
+    mini: Mini, orphan: Path, tmp_path: Path, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     out = tmp_path / "grid"
-    methods = ("dense", "smoe", "fragile", "doomed", "orphan")
-    said = run(mini(*methods), out, plugins=[misfits, orphan], executor=RayCluster("local", workers=2))
+    methods = ("dense", "smoe", "orphan")
+    said = run(mini(*methods), out, plugins=[orphan], executor=RayCluster("local", workers=2))
     rows = rows_of(out)
     assert list(rows) == list(methods)
     assert {name: rows[name] for name in ("dense", "smoe")} == undisturbed
-    # One process was killed, of the other the supervisor: both went on from where they were.
-    for name in ("fragile", "orphan"):
-        assert as_smoe(rows[name]) == undisturbed["smoe"]
-        steps = [json.loads(line)["step"] for line in (out / f"{name}-s0" / "metrics.jsonl").open()]
-        assert steps == [1, 2, 3, 4, 5, 6]
-    assert rows["doomed"]["status"] == "failed" and "was killed (SIGKILL), twice" in rows["doomed"]["error"]
-    log = out / "doomed-s0" / "worker.log"
-    assert str(log) in rows["doomed"]["error"] and "--- doomed seed 0" in log.read_text()
+    # It went on from where it was.
+    assert as_smoe(rows["orphan"]) == undisturbed["smoe"]
+    steps = [json.loads(line)["step"] for line in (out / "orphan-s0" / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert (out / "orphan-s0" / "worker.log").read_text().count("--- orphan seed 0") == 2
     assert sum(line.startswith("[") for line in said) == len(methods)
     assert not list(out.glob(".seen-*"))
 
@@ -154,6 +155,10 @@ def test_machines_that_do_not_see_the_folder_send_their_files(
         "worker.log",
     ):
         assert (cell / name).is_file(), name
+    # Where the plugin was read from is gone; what is noted is where it is, and what was in it.
+    facts = provenance.read(cell)
+    assert facts is not None
+    assert facts["plugins"] == [{"name": "orphan.py", "sha256": digest(orphan), "path": str(orphan)}]
     # The folder is as good as one that was written here.
     from libmoe.train import checkpoint
 
@@ -177,18 +182,21 @@ with _terminated_like_interrupted():
 """
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(folders: Path, *arguments: object) -> subprocess.Popen[str]:
+    """The command; machines that do not see the grid make their temporary folders in ``folders``."""
+    # Ray's own are elsewhere: paths of sockets must be short.
+    temporary = {"TMPDIR": str(folders), "RAY_TMPDIR": tempfile.gettempdir()}
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *map(str, arguments)],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **temporary},
     )
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 240
     while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
@@ -197,34 +205,37 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sees", ["yes", "no"])
-def test_interrupted_and_killed_at_random_the_same_command_ends_with_the_same_rows(
+def test_interrupted_and_killed_the_same_command_ends_with_the_same_rows(
     sees: str,
     misfits: Path,
     grid_file: Callable[..., Path],
     tmp_path: Path,
     undisturbed: dict[str, dict[str, Any]],
 ) -> None:
-    out, grid = tmp_path / "grid", grid_file("dense", "smoe", "slow")
-    slow = out / "slow-s0"
+    out, grid, folders = tmp_path / "grid", grid_file("dense", "smoe", "slow"), tmp_path / "folders"
+    folders.mkdir()
+    at_work = out if sees == "yes" else folders
+    done = [out / name / "row.json" for name in ("dense-s0", "smoe-s0")]
 
-    process = start(grid, out, misfits, sees)
-    wait_for(
-        lambda: (out / "dense-s0" / "row.json").exists() and (out / "smoe-s0" / "row.json").exists(), process
-    )
-    time.sleep(random.Random(sees).uniform(4, 6))  # the last cell is at work, or about to be
+    def reached(step: int) -> bool:
+        return any(at_work.rglob(f"slow-s0/checkpoints/step-{step:08d}"))
+
+    process = start(folders, grid, out, misfits, sees)
+    wait_for(lambda: all(row.exists() for row in done) and reached(2), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, err
     kept = (out / "smoe-s0" / "metrics.jsonl").stat().st_mtime_ns
-    assert not (slow / "row.json").exists()
+    # What was reached has come home.
+    assert list((out / "slow-s0" / "checkpoints").iterdir()) and not (out / "slow-s0" / "row.json").exists()
 
-    process = start(grid, out, misfits, sees)
-    time.sleep(random.Random(sees).uniform(8, 14))
+    process = start(folders, grid, out, misfits, sees)
+    wait_for(lambda: reached(4), process)
     process.kill()
     process.communicate()
 
-    process = start(grid, out, misfits, sees)
-    _, err = process.communicate(timeout=200)
+    process = start(folders, grid, out, misfits, sees)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     rows = rows_of(out)
     assert {name: rows[name] for name in ("dense", "smoe")} == undisturbed
@@ -236,3 +247,16 @@ def test_interrupted_and_killed_at_random_the_same_command_ends_with_the_same_ro
 def test_a_cluster_that_does_not_answer_is_one_line(mini: Mini, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--ray 127.0.0.1:1: no cluster answers .*ray start --head"):
         run(mini("dense"), tmp_path / "grid", executor=RayCluster("127.0.0.1:1", Resources()))
+
+
+def test_a_ray_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, spec = RayCluster("local"), CellSpec("a", "a", load_recipe("tiny"), str(tmp_path / "a-s0"))
+
+    def refuse(**options: Any) -> None:
+        raise Exception(
+            "The current node timed out during startup."
+        )  # as Ray says it, on a machine that is busy
+
+    monkeypatch.setattr(cluster.ray, "init", refuse)
+    with pytest.raises(ConfigError, match=r"--ray local: Ray does not start .*timed out.*; try again"):
+        cluster.run([spec], tmp_path, started=print, finished=print, tick=lambda: None)

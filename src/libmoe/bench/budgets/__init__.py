@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from libmoe.bench.budgets.calibration import Calibration, Calibrator
+from libmoe.bench.budgets.calibration import Calibrator, Clock, Steps
 from libmoe.bench.budgets.memory import estimate_memory
 from libmoe.bench.budgets.quantities import NAMED, Budget, Goal, Knob, Quantity, Solve, parse_budget, words
 from libmoe.bench.budgets.search import nearest_integer
@@ -13,8 +13,8 @@ from libmoe.bench.budgets.sweeps import Sweep
 __all__ = [
     "NAMED",
     "Budget",
-    "Calibration",
     "Calibrator",
+    "Clock",
     "Curve",
     "Design",
     "Goal",
@@ -23,6 +23,7 @@ __all__ = [
     "Solve",
     "Solver",
     "Speedup",
+    "Steps",
     "Sweep",
     "compute_speedup",
     "estimate_memory",

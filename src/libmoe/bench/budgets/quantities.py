@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from libmoe.core.errors import ConfigError, nearest
+from libmoe.core.errors import ConfigError, unknown
 
 Quantity = Literal[
     "active_params", "total_params", "flops", "memory", "train_flops", "tokens", "wall_clock", "none"
@@ -59,9 +59,6 @@ class Budget:
     def uses_reference(self) -> bool:
         return any(goal.against == "reference" for goal in self.goals)
 
-    def goal(self, quantity: Quantity) -> Goal | None:
-        return next((goal for goal in self.goals if goal.quantity == quantity), None)
-
 
 NAMED = {
     "parameter_equal": Budget((Goal("total_params", "width"),)),
@@ -94,9 +91,7 @@ def parse_budget(match: str, solve: Solve = "auto") -> Budget:
     valid = [*get_args(Quantity), *NAMED]
     for name in names:
         if name not in valid:
-            guess = nearest(name, valid)
-            hint = f"did you mean {guess!r}?" if guess else f"choose one of {', '.join(map(repr, valid))}"
-            raise ConfigError(f"match: {name!r} is not allowed; {hint}")
+            raise unknown("match", name, valid)
     if match in NAMED:
         if solve != "auto":
             raise ConfigError(f"match: {match!r} decides what is solved; leave out solve: {solve}")

@@ -35,6 +35,7 @@ class Solver:
         name: the entry, for messages.
         count: the value of a quantity for a design; exact, so that equal designs have equal values.
         accepts: whether the method takes these options.
+        shares: whether it has, at these options, shared experts whose width (``shared_hidden``) is free.
         width: the option that holds the hidden width of the experts, or of the dense FFN.
         usual: the method's own ``num_experts``, ``top_k`` and first guess of the width; without experts only that.
         warmup_steps: a run must be longer.
@@ -44,6 +45,7 @@ class Solver:
     name: str
     count: Callable[[Quantity, Design], float]
     accepts: Callable[[Mapping[str, Any]], bool]
+    shares: Callable[[Mapping[str, Any]], bool] = lambda options: False
     width: str = "expert_hidden"
     usual: Mapping[str, int] = field(default_factory=dict)
     warmup_steps: int = 0
@@ -89,7 +91,25 @@ class Solver:
             raise ConfigError(
                 f"entry {self.name!r}: {goal.quantity} does not grow with {option}; set match: none for it"
             )
-        return design.with_options(**{option: found})
+        near = design.with_options(**{option: found})
+        off = abs(value(found) / target - 1) > self.tolerance
+        return (
+            self._settled(near, goal, target)
+            if off and option == self.width and self.shares(near.options)
+            else near
+        )
+
+    def _settled(self, near: Design, goal: Goal, target: float) -> Design:
+        """All experts have one width, which is coarse; the width of the shared ones evens it out."""
+        for width in (near.options[self.width], near.options[self.width] - 1):
+            design = near.with_options(**{self.width: width})
+
+            def value(shared: int, design: Design = design) -> float:
+                return self.count(goal.quantity, design.with_options(shared_hidden=shared))
+
+            if width and value(1) <= target:
+                return design.with_options(shared_hidden=nearest_integer(value, target, 1, width))
+        return near
 
     def _option(self, knob: Knob, design: Design) -> tuple[str, int]:
         """The option that a knob turns, and its least value."""
@@ -170,11 +190,21 @@ class Solver:
                 self._refuse(design, goal, target, max(map(abs, residuals.values())))
 
     def _refuse(self, design: Design, goal: Goal, target: float, worst: float) -> NoReturn:
-        options = [self.width, "num_experts", "top_k"] if goal.knob != "steps" else []
-        at = [f"{o}={design.options[o]}" for o in options if o in design.options] or [f"steps={design.steps}"]
         value = self.count(goal.quantity, design)
+        if goal.knob == "steps":
+            at, more = [f"steps={design.steps}"], replace(design, steps=design.steps + 1)
+        else:
+            at = [
+                f"{o}={v}"
+                for o in (self.width, "num_experts", "top_k")
+                if (v := design.options.get(o)) is not None
+            ]
+            option = self._option(goal.knob, design)[0]
+            more = design.with_options(**{option: design.options[option] + 1})
+        one = self.count(goal.quantity, more) - value
         raise ConfigError(
             f"entry {self.name!r}: the nearest to {target:.4g} {words(goal.quantity)} is {value:.4g} "
-            f"({value / target - 1:+.2%}) with {', '.join(at)}, outside the tolerance of {self.tolerance:.2%}; "
-            f"set tolerance: {math.ceil(worst * 1000) / 1000:g} to allow it, or another budget"
+            f"({value / target - 1:+.2%}) with {', '.join(at)}, where one more is worth {one / target:.2%}, outside "
+            f"the tolerance of {self.tolerance:.2%}; set tolerance: {math.ceil(worst * 1000) / 1000:g} to allow it, or "
+            "another budget"
         )

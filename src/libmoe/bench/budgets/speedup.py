@@ -67,8 +67,9 @@ class Speedup:
         compute: training FLOPs the method needs for it.
         factor: 2 means the baseline needs twice as much.
         low, high: interval for the factor; NaN with one seed or where only a bound is known.
-        bound: ``at least`` where the baseline never got so low, ``at most`` where its cheapest run was lower
-            already; the factor is that of its nearest run.  ``None`` where it was interpolated.
+        bound: ``more than`` where the baseline never got so low, ``less than`` where its cheapest run was lower
+            already: then nothing was measured but that, and the factor is that of its nearest run.  ``None`` where
+            it was interpolated.
     """
 
     loss: float
@@ -76,7 +77,15 @@ class Speedup:
     factor: float
     low: float
     high: float
-    bound: Literal["at least", "at most"] | None
+    bound: Literal["more than", "less than"] | None
+
+    def __str__(self) -> str:
+        """``2.15x (1.8x to 2.41x)``, ``more than 2.15x``."""
+        if self.bound is not None:
+            return f"{self.bound} {self.factor:.3g}x"
+        return f"{self.factor:.3g}x" + (
+            "" if math.isnan(self.low) else f" ({self.low:.3g}x to {self.high:.3g}x)"
+        )
 
 
 def compute_speedup(
@@ -105,25 +114,28 @@ def compute_speedup(
     found = []
     log_base, loss_base = baseline.mean(everyone)
     log_own, loss_own = method.mean(everyone)
+    best = np.minimum.accumulate(loss_base)
     for point, (own, target) in enumerate(zip(log_own, loss_own, strict=True)):
-        reached = _reaches(log_base, loss_base, target)
-        log_factor, bound = float(np.clip(reached, log_base[0], log_base[-1]) - own), None
+        log_factor, bound = _reaches(log_base, best, target) - own, None
         margin = math.nan
-        if reached > log_base[-1] or reached < log_base[0]:
-            bound = "at least" if reached > log_base[-1] else "at most"
+        if target < best[-1]:
+            log_factor, bound = log_base[-1] - own, "more than"
+        elif target > best[0]:
+            log_factor, bound = log_base[0] - own, "less than"
         elif method.seeds > 1:
 
             def log_speedup(seeds: NDArray[np.int64], point: int = point) -> float:
                 x, y = method.mean(seeds)
-                return _reaches(*baseline.mean(seeds), y[point]) - x[point]
+                log_compute, loss = baseline.mean(seeds)
+                return _reaches(log_compute, np.minimum.accumulate(loss), y[point]) - x[point]
 
-            margin = (
-                spread
-                * bootstrap(
+            with np.errstate(invalid="ignore"):  # some resampled baselines never get there
+                drawn = bootstrap(
                     log_speedup, method.seeds, resamples=resamples, method="percentile", seed=seed
-                ).stderr
-            )
-        low, high = math.exp(log_factor - margin), math.exp(log_factor + margin)
+                )
+            margin = spread * drawn.stderr if math.isfinite(drawn.stderr) else math.inf
+        with np.errstate(over="ignore"):
+            low, high = (float(np.exp(log_factor + side)) for side in (-margin, margin))
         found.append(Speedup(float(target), math.exp(own), math.exp(log_factor), low, high, bound))  # type: ignore[arg-type]
     return found
 
@@ -137,14 +149,26 @@ def _spread(seeds: int, level: float) -> float:
     )
 
 
-def _reaches(log_compute: Floats, loss: Floats, target: float) -> float:
-    """Logarithm of the least compute with ``target``; beyond both ends the outer segment goes on."""
-    best = np.minimum.accumulate(loss)
-    # The segment that ends where the target is first reached, the last one if it never is.
-    last = len(best) - 1
-    end = next((i for i in range(1, last) if best[i] <= target), last)
-    fall = best[end - 1] - best[end]
-    if fall <= 0:
-        return math.inf if target < best[end] else float(log_compute[end - 1])
-    share = (best[end - 1] - target) / fall
-    return float(log_compute[end - 1] + share * (log_compute[end] - log_compute[end - 1]))
+def _reaches(log_compute: Floats, best: Floats, target: float) -> float:
+    """Logarithm of the least compute with ``target``; beyond either end the nearest segment that falls goes on.
+
+    Args:
+        best: lowest loss up to each amount of compute.
+    """
+    falling = np.flatnonzero(best[1:] < best[:-1]) + 1  # the right end of each segment
+    if target > best[0]:
+        anchor, ends = 0, falling[:1]
+    elif target < best[-1]:
+        anchor, ends = len(best) - 1, falling[-1:]
+    else:
+        anchor = int(np.flatnonzero(best <= target)[0])
+        ends = falling[falling == anchor]
+    if not len(ends):  # reached at once, or by no compute at all
+        return (
+            float(log_compute[anchor])
+            if target == best[anchor]
+            else math.copysign(math.inf, best[anchor] - target)
+        )
+    end = ends[0]
+    slope = (log_compute[end] - log_compute[end - 1]) / (best[end - 1] - best[end])
+    return float(log_compute[anchor] + (best[anchor] - target) * slope)

@@ -26,7 +26,7 @@ class Resources:
         cpus: cores, and the threads it computes with.  ``None`` leaves it to the executor: on one machine each of
             the cells that run at once gets its share of the cores, on a cluster each gets one core.
         gpus: may be a fraction where several cells share one (not with SLURM).
-        memory_gb: gigabytes of main memory; ``None`` asks for no particular amount.
+        memory_gb: gigabytes (10^9 bytes) of main memory; ``None`` asks for no particular amount.
 
     Raises:
         ConfigError: less than one core, or a negative amount.
@@ -44,6 +44,11 @@ class Resources:
         if self.memory_gb is not None and not self.memory_gb > 0:
             raise ConfigError(f"resources.memory_gb must be greater than 0, got {self.memory_gb}")
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of main memory; 0 for no particular amount."""
+        return round((self.memory_gb or 0) * 1e9)
+
 
 MODEST = Resources()
 """One cell that asks for nothing in particular."""
@@ -54,9 +59,11 @@ class Executor(ABC):
 
     Attributes:
         threads: CPU threads that each cell computes with.
+        here: cells run on this machine alone, so that what is measured on it holds for them.
     """
 
     threads: int
+    here: bool = False
 
     @abstractmethod
     def run(
@@ -64,16 +71,19 @@ class Executor(ABC):
     ) -> None:
         """Run every cell of ``specs`` for the grid in ``folder``.
 
-        When it returns, each run folder is on this machine, with ``row.json`` where the cell was completed.  A cell
-        whose process dies is run once more and goes on from its newest checkpoint; then it counts as failed.
-        Interrupted by any exception, also one that a callback raises, it lets the cells at work finish their
-        step and save; interrupted again, it ends them at once.
+        When it returns, each run folder is on this machine, with ``row.json`` where the cell is over.  A cell whose
+        process dies is run once more and goes on from its newest checkpoint; then it counts as failed, as does one
+        whose folder another process holds.  Interrupted by any exception, also one that a callback raises, it lets
+        the cells at work finish their step and save; interrupted again, it ends them at once.
+
+        Callbacks come from the thread that called this, one after the other.  An executor that hands its cells over
+        to another system makes none but ``tick``: nothing is known of them yet when it returns.
 
         Args:
-            started: called when a cell is at work; again, when it is run once more.
-            finished: called with the row of each cell that was completed or has failed for good.  An executor that
-                hands its cells over to another system calls it for none of those.
-            tick: called at least once a second or so.
+            started: called before ``finished`` when a cell is at work; again, when it is run once more.
+            finished: called once for each cell that is completed or has failed for good, with its row.  All have been
+                called when this returns without an exception.
+            tick: called at least once a second or so, and when all is over.
         """
 
     def metrics(self, spec: CellSpec) -> dict[str, Any]:

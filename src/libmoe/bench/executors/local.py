@@ -9,6 +9,7 @@ from pathlib import Path
 from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors.base import MODEST, Executor, Finished, Resources, Started, Tick
 from libmoe.bench.pool import run_pool
+from libmoe.core.errors import ConfigError
 
 
 def cores() -> int:
@@ -23,9 +24,21 @@ def share(workers: int, resources: Resources) -> tuple[int, int]:
 
 
 class LocalPool(Executor):
-    """At most ``workers`` cells at once, and no more than there are cores for."""
+    """At most ``workers`` cells at once, and no more than there are cores for.
+
+    Raises:
+        ConfigError: GPUs or memory are asked for, which nobody gives out on one machine.
+    """
+
+    here = True
 
     def __init__(self, workers: int, resources: Resources = MODEST) -> None:
+        for name in ("gpus", "memory_gb"):
+            if getattr(resources, name):
+                raise ConfigError(
+                    f"resources.{name}={getattr(resources, name):g} is for a cluster (--ray or --slurm); cells of this "
+                    "machine share what it has: leave it out, or lower the workers"
+                )
         self.count, self.threads = share(workers, resources)
 
     def run(

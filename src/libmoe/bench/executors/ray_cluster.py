@@ -9,21 +9,17 @@ import secrets
 import signal
 import socket
 import threading
-import time
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import libmoe
-from libmoe.bench.cell import CellSpec, failed_row
+from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors.base import MODEST, Executor, Finished, Resources, Say, Started, Tick
 from libmoe.bench.executors.local import share
-from libmoe.bench.executors.ray_worker import Board, Outcome, Request, attend
-from libmoe.bench.executors.transfer import pack, unpack
-from libmoe.bench.pool import ATTEMPTS, PATIENCE, environment, lost_row
-from libmoe.core.errors import ConfigError, LibMoEError
+from libmoe.bench.executors.ray_work import Work
+from libmoe.bench.executors.ray_worker import Board, attend
+from libmoe.bench.pool import environment
+from libmoe.core.errors import ConfigError
 from libmoe.core.files import write_atomically
 from libmoe.core.plugins import describe
 from libmoe.train.stopping import StopOnSignal
@@ -56,12 +52,13 @@ class RayCluster(Executor):
         except ImportError:
             raise ConfigError('--ray needs ray, which is not installed: pip install "libmoe[ray]"') from None
         self.ray, self.address, self.resources, self.say = ray, address, resources, say
+        self.here = address == "local"
         self.count, threads = share(workers, resources)
         self.threads = threads if address == "local" else resources.cpus or 1
-        self.news: dict[str, dict[str, Any]] = {}
+        self.work: Work | None = None
 
     def metrics(self, spec: CellSpec) -> dict[str, Any]:
-        return self.news.get(spec.run_dir, {})
+        return {} if self.work is None else self.work.news.get(spec.run_dir, {})
 
     def run(
         self, specs: Sequence[CellSpec], folder: Path, *, started: Started, finished: Finished, tick: Tick
@@ -70,14 +67,15 @@ class RayCluster(Executor):
             return
         # Ray turns what a signal raises inside its calls into an exit of its own; so signals are looked at between.
         with self._connected(), _mark(folder) as mark, StopOnSignal() as stopping:
-            board = self.ray.remote(num_cpus=0)(Board).options(scheduling_strategy=self._here()).remote()
-            work = _Work(self, board, specs, mark)
+            board = self.ray.remote(num_cpus=0)(Board).options(scheduling_strategy=self._this_node()).remote()
+            work = self.work = Work(self.ray, self.remote(attend), board, specs, mark)
             try:
                 while work.waiting or work.running:
                     work.submit()
+                    over = work.collect()
                     for spec in work.hear():
                         started(spec)
-                    for spec, row in work.collect():
+                    for spec, row in over:
                         finished(spec, row)
                     tick()
                     if stopping.signal:
@@ -89,7 +87,7 @@ class RayCluster(Executor):
 
     def remote(self, function: Any) -> Any:
         """``function`` as a task that gets what a cell needs.  Lost ones are counted and sent anew by the command."""
-        memory = {"memory": self.resources.memory_gb * 1e9} if self.resources.memory_gb else {}
+        memory = {"memory": self.resources.memory_bytes} if self.resources.memory_bytes else {}
         return self.ray.remote(num_cpus=self.threads, num_gpus=self.resources.gpus, max_retries=0, **memory)(
             function
         )
@@ -116,11 +114,13 @@ class RayCluster(Executor):
             else:
                 self._knock()
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"--ray {self.address}: no cluster answers ({describe(error)[:200]}); start one with "
-                "'ray start --head', or use --ray local"
-            ) from None
+        except Exception as error:  # Ray raises the class itself, among others
+            what, advice = (
+                ("Ray does not start", "try again when this machine is less busy, or leave --ray out")
+                if self.here
+                else ("no cluster answers", "start one with 'ray start --head', or use --ray local")
+            )
+            raise ConfigError(f"--ray {self.address}: {what} ({describe(error)[:200]}); {advice}") from None
         try:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(
@@ -137,7 +137,7 @@ class RayCluster(Executor):
         if colon:
             socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
-    def _here(self) -> Any:
+    def _this_node(self) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
@@ -147,105 +147,12 @@ class RayCluster(Executor):
         wanted = {
             "CPU": self.threads,
             "GPU": self.resources.gpus,
-            "memory": (self.resources.memory_gb or 0) * 1e9,
+            "memory": self.resources.memory_bytes,
         }
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if not any(all(node.get(what, 0) >= amount for what, amount in wanted.items()) for node in nodes):
             asked = ", ".join(f"{amount:g} {what}" for what, amount in wanted.items() if amount)
             self.say(f"No machine of the cluster has {asked}: cells wait until one joins (Ctrl-C leaves).")
-
-
-class _Work:
-    """The cells of one command on the cluster: which wait, which are there, what they have said."""
-
-    def __init__(self, cluster: RayCluster, board: Any, specs: Sequence[CellSpec], mark: Path) -> None:
-        self.ray, self.cluster, self.board = cluster.ray, cluster, board
-        self.specs = list(specs)
-        self.task = cluster.remote(attend)
-        self.waiting = deque(self._request(number, mark) for number in range(len(specs)))
-        self.running: dict[Any, Request] = {}
-        self.begun: set[int] = set()
-        self.lost = Counter[int]()
-
-    def _request(self, number: int, mark: Path) -> Request:
-        spec = self.specs[number]
-        run_dir = Path(spec.run_dir).absolute()
-        plugins = {path: Path(path).read_bytes() for path in spec.plugins}
-        return Request(
-            number=number,
-            cell=replace(spec, run_dir=str(run_dir)).to_json(),
-            cwd=os.getcwd(),
-            mark=str(mark),
-            version=libmoe.__version__,
-            plugins=plugins,
-            resumes=run_dir.exists(),
-        )
-
-    def submit(self) -> None:
-        while self.waiting:
-            request = self.waiting.popleft()
-            self.running[self.task.remote(request, self.board)] = request
-
-    def hear(self) -> list[CellSpec]:
-        """Read the board; returns the cells that have begun since the last time."""
-        news = self.ray.get(self.board.read.remote())
-        for number, metrics in news.items():
-            self.cluster.news[self.specs[number].run_dir] = metrics
-        new = [number for number in news if number not in self.begun]
-        self.begun.update(new)
-        return [self.specs[number] for number in new]
-
-    def collect(self, timeout: float = 0.5) -> list[tuple[CellSpec, dict[str, Any]]]:
-        """Wait for tasks that have ended; returns the rows of the cells that are over."""
-        done, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=timeout)
-        pairs = []
-        for reference in done:
-            request = self.running.pop(reference)
-            spec = self.specs[request.number]
-            row = self._judge(request, spec, self._outcome(reference))
-            if row is not None:
-                pairs.append((spec, row))
-        return pairs
-
-    def _outcome(self, reference: Any) -> Outcome:
-        errors = self.ray.exceptions
-        try:
-            return self.ray.get(reference)
-        except errors.RayTaskError as error:  # the supervisor itself failed, and would again
-            return Outcome(refusal=describe(error.cause)[:500])
-        except errors.RayError as error:
-            return Outcome(ending=f"was lost ({type(error).__name__})")
-
-    def _judge(self, request: Request, spec: CellSpec, outcome: Outcome) -> dict[str, Any] | None:
-        """The row of a cell that is over; else it is put among those that wait."""
-        run_dir = Path(spec.run_dir)
-        if outcome.files is not None:
-            unpack(outcome.files, run_dir)
-        if outcome.row is not None:
-            return outcome.row
-        if outcome.refusal:
-            return failed_row(spec, f"a machine of the cluster could not run it: {outcome.refusal}")
-        if not outcome.wants_files:
-            self.lost[request.number] += 1
-            if self.lost[request.number] >= ATTEMPTS:
-                return lost_row(spec, f"its process {outcome.ending}", run_dir / "worker.log")
-        sent = outcome.wants_files or request.files is not None or outcome.files is not None
-        files = pack(run_dir) if sent else None
-        self.waiting.append(replace(request, resumes=run_dir.exists(), files=files))
-        return None
-
-    def stop(self) -> None:
-        """Let cells at work save, and bring home what those have reached that work in folders of their own."""
-        self.ray.get(self.board.stop.remote())
-        self.hear()
-        for reference, request in self.running.items():
-            if request.number not in self.begun:
-                self.ray.cancel(reference)
-        limit = time.monotonic() + PATIENCE + 5
-        with contextlib.suppress(LibMoEError):
-            while self.running and time.monotonic() < limit:
-                self.collect()
-                self.waiting.clear()
 
 
 def _interruption(number: int) -> BaseException:

@@ -20,14 +20,15 @@ import libmoe
 from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors.transfer import pack, unpack
 from libmoe.bench.live import last_metrics
-from libmoe.bench.pool import Worker, end
+from libmoe.bench.pool import LOCK, Worker, end
 from libmoe.core.errors import ConfigError
 from libmoe.core.files import hold, write_json
+from libmoe.train.provenance import move_plugins
 
 BEAT = 0.5
 """Seconds between two looks at the board."""
 RELEASE = 10.0
-"""Seconds that the process of an attempt that was lost gets to leave the run folder."""
+"""Seconds that an attempt that was lost gets to leave the run folder."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def attend(request: Request, board: Any) -> Outcome:
         if row is not None and row["status"] != "ok":
             row["error"] = row["error"].replace(moved.run_dir, spec.run_dir)  # where its files will be
             write_json(moved.row_file, row)
-        return replace(outcome, files=pack(Path(moved.run_dir), row is not None and row["status"] == "ok"))
+        run_dir = Path(moved.run_dir)
+        move_plugins(run_dir, dict(zip(moved.plugins, spec.plugins, strict=True)))
+        return replace(outcome, files=pack(run_dir, row is not None and row["status"] == "ok"))
 
 
 @contextlib.contextmanager
@@ -129,7 +132,11 @@ def _elsewhere(spec: CellSpec, request: Request) -> Iterator[CellSpec]:
 
 def _attend(spec: CellSpec, request: Request, board: Any) -> Outcome:
     run_dir = Path(spec.run_dir)
-    _wait_until_free(run_dir)
+    with _taken(run_dir):
+        return _see_to(spec, run_dir, request, board)
+
+
+def _see_to(spec: CellSpec, run_dir: Path, request: Request, board: Any) -> Outcome:
     events: SimpleQueue[tuple[Worker, Any]] = SimpleQueue()
     cwd = Path(request.cwd)
     worker = Worker(run_dir / "worker.log", spec.threads, events, cwd if cwd.is_dir() else None)
@@ -150,10 +157,23 @@ def _attend(spec: CellSpec, request: Request, board: Any) -> Outcome:
     return Outcome(ending="was told to stop")
 
 
-def _wait_until_free(run_dir: Path) -> None:
-    """Let the process of a lost attempt, which ends when its supervisor does, leave the folder first."""
+@contextlib.contextmanager
+def _taken(run_dir: Path) -> Iterator[None]:
+    """Hold the cell; the process of a lost attempt, which ends when its supervisor does, may leave the folder first.
+
+    Raises:
+        ConfigError: another process holds it, and goes on.
+    """
     limit = time.monotonic() + RELEASE
-    while time.monotonic() < limit:
-        with contextlib.suppress(ConfigError), hold(run_dir):
-            return
-        time.sleep(0.1)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(run_dir, LOCK))
+                with hold(run_dir):
+                    break
+            except ConfigError:
+                stack.close()
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
+        yield

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors.base import MODEST, Executor, Finished, Resources, Say, Started, Tick
 from libmoe.bench.pool import PATIENCE, environment
 from libmoe.core.errors import ConfigError
-from libmoe.core.files import write_atomically
+from libmoe.core.files import read_json, write_atomically
 
 DECIDED = ("array", "output", "error", "signal", "cpus-per-task")
 """Options of sbatch that the script needs as they are."""
 
 
 class Slurm(Executor):
-    """Writes ``cells.jsonl`` and ``job.sbatch``; nothing runs before the user submits the latter.
+    """Writes a file of cells and ``job.sbatch``; nothing runs before the user submits the latter.
 
-    The folder of the grid must be visible to the compute nodes under the same path.
+    The file of cells is named after what is in it, so that an array that reads it is not disturbed when the same
+    command writes another one.  The folder of the grid must be visible to the compute nodes under the same path.
 
     Args:
         jobs: folder for the two files, and for the logs of the tasks.
@@ -49,47 +50,64 @@ class Slurm(Executor):
     def run(
         self, specs: Sequence[CellSpec], folder: Path, *, started: Started, finished: Finished, tick: Tick
     ) -> None:
-        """Write the files for ``specs``; those that have failed before are reported, and put in once more."""
-        for spec in specs:
-            if (row := _failed_before(spec)) is not None:
-                finished(spec, row)
-        script, cells = self.jobs / "job.sbatch", self.jobs / "cells.jsonl"
-        if not specs:
-            self.say("Every cell is done; there is nothing to submit.")
-            return
-        (self.jobs / "logs").mkdir(parents=True, exist_ok=True)
-        write_atomically(cells, "".join(spec.to_json() + "\n" for spec in specs).encode())
-        write_atomically(script, self._script(folder, len(specs)).encode())
-        self.say(f"{len(specs)} cells are in {cells}. Submit them with: sbatch {shlex.quote(str(script))}")
+        """Write the files for ``specs``; of those that have failed before, it is said how, and they are put in again.
 
-    def _script(self, folder: Path, count: int) -> str:
+        Raises:
+            ConfigError: a name that no line of the script can hold.
+        """
+        if not specs:
+            self.say("There is nothing to submit.")
+            return
+        content = "".join(spec.to_json() + "\n" for spec in specs).encode()
+        cells = self.jobs / f"cells-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
+        script = self.jobs / "job.sbatch"
+        text = self._script(folder, cells, len(specs))
+        (self.jobs / "logs").mkdir(parents=True, exist_ok=True)
+        write_atomically(cells, content)
+        write_atomically(script, text.encode())
+        for spec in specs:
+            row = read_json(spec.row_file) or {}
+            if row.get("status") == "failed":
+                self.say(f"{spec.name} failed before and is put in again: {row['error']}")
+        self.say(f"{len(specs)} cells are in {cells}. Submit them with: sbatch {shlex.quote(str(script))}")
+        tick()
+
+    def _script(self, folder: Path, cells: Path, count: int) -> str:
         resources = self.resources
         options: dict[str, str | None] = {
             "job-name": f"libmoe-{folder.name}",
             "array": f"0-{count - 1}",
             "cpus-per-task": str(self.threads),
             "gres": f"gpu:{resources.gpus:.0f}" if resources.gpus else None,
-            "mem": f"{round(resources.memory_gb * 1024)}M" if resources.memory_gb else None,
-            "output": str(self.jobs / "logs" / "%a.log"),
+            "mem": f"{math.ceil(resources.memory_bytes / 2**20)}M" if resources.memory_bytes else None,
+            "output": str(self.jobs / "logs").replace("%", "%%") + "/%a.log",
             "open-mode": "append",
             "signal": f"B:TERM@{round(1.5 * PATIENCE)}",  # time to finish the step and save, before the limit
+            "requeue": "",
         }
         given = {name: value for name, value in options.items() if value is not None} | self.options
-        lines = [f"#SBATCH --{name}{f'={value}' if value else ''}" for name, value in given.items()]
-        cells = shlex.quote(str(self.jobs / "cells.jsonl"))
         python_path = shlex.quote(environment(self.threads)["PYTHONPATH"])
         return "\n".join(
             [
                 "#!/bin/bash",
-                *lines,
-                "#SBATCH --requeue",
+                *(_line(name, value) for name, value in given.items()),
                 f"cd {shlex.quote(os.getcwd())} || exit 1",
                 f"export PYTHONPATH={python_path}",
                 # In place of the shell, so that the signal reaches the process that saves.
-                f'exec {shlex.quote(sys.executable)} -P -m libmoe.bench.worker --cell {cells} "$SLURM_ARRAY_TASK_ID"',
+                f"exec {shlex.quote(sys.executable)} -P -m libmoe.bench.worker --cell {shlex.quote(str(cells))} "
+                '"$SLURM_ARRAY_TASK_ID"',
                 "",
             ]
         )
+
+
+def _line(name: str, value: str) -> str:
+    """An option in the script; sbatch reads quotes as a shell does, but takes a line for one option."""
+    if not value.isprintable():
+        raise ConfigError(
+            f"SLURM option {name}={value!r} cannot be written into a script; use a name without line breaks"
+        )
+    return f"#SBATCH --{name}{f'={shlex.quote(value)}' if value else ''}"
 
 
 def _option(text: str) -> tuple[str, str]:
@@ -103,11 +121,3 @@ def _option(text: str) -> tuple[str, str]:
             f"SLURM option {name!r} is decided by the cells and their resources; give it to sbatch on the command line"
         )
     return name, value
-
-
-def _failed_before(spec: CellSpec) -> dict[str, Any] | None:
-    try:
-        row = json.loads(spec.row_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) and row.get("status") == "failed" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,9 @@ def pack(run_dir: Path, done: bool = False) -> dict[str, bytes]:
     """The files of a run folder by relative path: all that a run needs to go on, and all that reports read.
 
     Of the checkpoints only the newest comes along, and the best unless the cell is ``done``: evaluation asks for it.
+
+    Raises:
+        CheckpointError: the newest is damaged.
     """
     wanted = _checkpoints(run_dir, done)
     files = {}
@@ -62,6 +64,5 @@ def _checkpoints(run_dir: Path, done: bool) -> set[str]:
     newest = checkpoint.name_of(steps[-1])
     if done:
         return {newest}
-    trainer = json.loads((run_dir / "checkpoints" / newest / "trainer.json").read_text(encoding="utf-8"))
-    best = trainer["state"]["best_step"]
+    best = checkpoint.read_trainer(run_dir / "checkpoints" / newest)["state"]["best_step"]
     return {newest} if best is None else {newest, checkpoint.name_of(best)}

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.layers import MoELayer
+from libmoe.models.card.facts import ModelFacts
+from libmoe.models.card.writing import write_card
 from libmoe.models.loading import model_class
 from libmoe.models.receipt import Receipt, count_parameters
 from libmoe.models.record import match_tensors
@@ -27,7 +29,7 @@ _OWN_FIELDS = {"model_type", "architectures", "libmoe", "transformers_version", 
 
 
 def export(model: nn.Module, folder: str | Path, to: str = "auto", *, tokenizer: Any = None) -> Receipt:
-    """Write ``model`` as a standard transformers model.
+    """Write ``model`` as a standard transformers model, with a model card.
 
     Args:
         to: one of the standard architectures (``mixtral``, ``olmoe``, ``qwen2_moe``, ``qwen3_moe``,
@@ -42,6 +44,7 @@ def export(model: nn.Module, folder: str | Path, to: str = "auto", *, tokenizer:
     with new_folder(folder) as new:
         standard.save_pretrained(new)
         write_tokenizer(tokenizer, new)
+        write_card(new, ModelFacts.of(unwrap(model), exported_as=type(standard).__name__), Path(folder))
     return receipt
 
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from libmoe.report.numbers import fixed, interval, percent, si, signed
 from libmoe.report.palette import EXPERTS
-from libmoe.report.svg import fit, name_of
+from libmoe.report.pictures.style import GRID, INK, MUTED, plain
+from libmoe.report.svg import name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1c2126", "#59636e", "#dcdfe3"
 COLUMNS = 100
 """Characters of a line of text."""
 TEXT_ROWS = 30
@@ -27,22 +27,28 @@ def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def plain(text: str, most: int = 40) -> str:
-    """``text`` cut to ``most`` characters or so; matplotlib must not read mathematics into it."""
-    return fit(text, most * 7.4).replace("$", r"\$")
-
-
 def comparison_table(summary: dict[str, Any]) -> Figure | None:
     """Methods best first: bits per byte, difference with its interval, mean task accuracy and cost."""
     methods = summary["methods"]
     if not methods:
         return None
-    heads = ("method", "bits/byte", "vs baseline, 95 % interval", "verdict", "tasks", "active", "total", "tokens/s")
+    heads = (
+        "method",
+        "bits/byte",
+        "vs baseline, 95 % interval",
+        "verdict",
+        "tasks",
+        "active",
+        "total",
+        "tokens/s",
+    )
     places = (0.01, 0.38, 0.60, 0.735, 0.80, 0.865, 0.93, 0.995)
     figure, axes = _sheet(11, 0.5 + 0.32 * len(methods))
     axes.set(xlim=(0, 1), ylim=(len(methods) - 0.5, -1.4))
     for x, head in zip(places, heads, strict=True):
-        axes.text(x, -0.95, head, fontsize=9, color=MUTED, ha="left" if x == places[0] else "right", va="center")
+        axes.text(
+            x, -0.95, head, fontsize=9, color=MUTED, ha="left" if x == places[0] else "right", va="center"
+        )
     for y, method in enumerate(methods):
         axes.axhline(y - 0.5, color=GRID, linewidth=0.8)
         cells = (plain(name_of(method), 44), fixed(method["bits_per_byte"]), *_gain(method), *_costs(method))
@@ -84,8 +90,12 @@ def coloured_text(summary: dict[str, Any]) -> Figure | None:
     rows = _wrap(pieces)
     figure, axes = _sheet(11, 0.24 * (len(rows) + 3))
     axes.set(xlim=(-1, COLUMNS + 1), ylim=(len(rows) + 0.6, -2.2))
-    label = next((name_of(m) for m in summary["methods"] if m["method"] == sample["method"]), sample["method"])
-    axes.text(0, -1.4, plain(f"{label}, layer {layer}: a token's colour is its heaviest expert", 90), color=MUTED)
+    label = next(
+        (name_of(m) for m in summary["methods"] if m["method"] == sample["method"]), sample["method"]
+    )
+    axes.text(
+        0, -1.4, plain(f"{label}, layer {layer}: a token's colour is its heaviest expert", 90), color=MUTED
+    )
     for y, row in enumerate(rows):
         x = 0
         for text, expert in row:

@@ -1,0 +1,80 @@
+"""What the experts do: their load, the domains they serve, and routed text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from libmoe.report.bars import load_bars, load_scale
+from libmoe.report.markup import Markup, el
+from libmoe.report.numbers import fixed
+from libmoe.report.sections.frame import Summary, missing, note
+from libmoe.report.svg import name_of, swatch
+
+
+def load(summary: Summary) -> list[object]:
+    if not summary["routing"]:
+        return missing("No run left routing statistics.")
+    shown: dict[str, Any] = {}
+    for run in summary["routing"]:
+        shown.setdefault(run["method"], run)
+    scale = load_scale(layer for run in shown.values() for layer in run["layers"])
+    rows = []
+    for method in summary["methods"]:
+        if method["method"] not in shown:
+            continue
+        cells = [
+            el(
+                "div",
+                el("div", f"layer {layer['layer']}", class_="cell-title"),
+                load_bars(layer, scale),
+                el("div", *_balance(layer), class_="cell-foot"),
+                class_="cell",
+            )
+            for layer in shown[method["method"]]["layers"]
+        ]
+        title = el("div", swatch(method), name_of(method), class_="row-title")
+        rows.append(el("div", title, el("div", *cells, class_="cells"), class_="load-row"))
+    return [
+        el("div", *rows, class_="loads"),
+        note(
+            "One bar per expert: its share of the held-out assignments, first seed of each method. Dashed: the fair "
+            "share. Entropy is relative to a uniform load (1 = uniform); max is how far the busiest expert exceeds its "
+            "fair share. "
+            "All charts share one vertical scale; a bar with a pointed top exceeds it."
+        ),
+    ]
+
+
+def _balance(layer: dict[str, Any]) -> list[Markup]:
+    words = [
+        el("span", f"entropy {fixed(layer['normalised_entropy'])}"),
+        el("span", f"max +{100 * layer['max_violation']:.0f} %"),
+    ]
+    return [*words, el("b", f"{layer['idle']} idle", class_="warn")] if layer["idle"] else words
+
+
+def heat(summary: Summary) -> list[object]:
+    if not any(layer["domain_load"] for run in summary["routing"] for layer in run["layers"]):
+        return missing("No run left the load of experts by domain.")
+    return [
+        el("div", id="heat", class_="panel"),
+        el("noscript", note("The heat map needs scripts; figures/specialisation.png shows one of them.")),
+        note(
+            "Rows add up to 100 %: where a domain's tokens go. Mutual information says how many bits the expert tells "
+            "about the domain; 0 means that routing ignores it. Experts share no numbering across seeds or methods."
+        ),
+    ]
+
+
+def coloured(summary: Summary) -> list[object]:
+    if not summary["samples"]:
+        return missing("No run left routed sample text.")
+    return [
+        el("div", id="sample", class_="panel"),
+        el("noscript", note("Coloured text needs scripts.")),
+        note(
+            "Held-out text; a token's colour is its heaviest expert in the chosen layer, uncoloured tokens went to "
+            "none. Point at a token or focus it for its experts, their weights and its loss. Click an expert to see "
+            "its tokens alone."
+        ),
+    ]
