@@ -91,17 +91,20 @@ def test_looks_of_a_whole_grid_are_those_of_the_short_way(mini: Mini, tmp_path: 
     assert verdicts["method-1"] == "better"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [FEW_SEEDS, PAIR], ids=["2 seeds 5 methods", "5 seeds 2 methods"])
 def test_false_alarms_are_as_rare_as_promised(setting: Setting) -> None:
     assert tell(many(setting), lambda each: each.alarms) <= bounds(0.05)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [FEW_SEEDS, PAIR], ids=["2 seeds 5 methods", "5 seeds 2 methods"])
 def test_intervals_hold_the_truth(setting: Setting) -> None:
     covered = float(np.mean([each.covered for each in many(setting)]))
     assert covered >= bounds(0.95)[0] / GRIDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [FEW_SEEDS, PAIR], ids=["2 seeds 5 methods", "5 seeds 2 methods"])
 def test_an_effect_of_the_size_that_is_named_is_found_four_times_in_five(setting: Setting) -> None:
     found = many(setting, -line_named(many(setting)))
@@ -110,16 +113,19 @@ def test_an_effect_of_the_size_that_is_named_is_found_four_times_in_five(setting
     assert tell(found, lambda each: each.alarms) <= bounds(0.05)[1]  # the others are still alike
 
 
+@pytest.mark.slow
 def test_members_of_a_family_that_are_alike_are_rarely_said_to_differ() -> None:
     assert tell(many(FEW_SEEDS), lambda each: each.omnibus) <= bounds(0.05)[1]
     assert tell(many(FEW_SEEDS), lambda each: each.pairs) <= bounds(0.05)[1]
 
 
+@pytest.mark.slow
 def test_without_documents_the_same_text_raises_false_alarms() -> None:
     blind = many(Setting(3, 1, documents=3, windows=6, scatter=(0.25,), named=False))
     assert tell(blind, lambda each: each.alarms) > bounds(0.05)[1]  # so the bounds above can be missed
 
 
+@pytest.mark.slow
 def test_looking_again_and_again_raises_no_more_alarms_and_saves_seeds(tmp_path: Path) -> None:
     setting, until = Setting(8, 1), Until([3, 5, 8])
     alarms, seeds = 0, []

@@ -191,7 +191,7 @@ def test_a_plugin_that_changed_is_not_mixed_with_what_it_trained_before(
     with file.open("a") as text:
         text.write("# another idea\n")
     with pytest.raises(
-        ConfigError, match=r"plugin of 'changing' has changed .* delete the folders changing-s\*"
+        ConfigError, match=r"plugin of 'changing' has changed .* delete \S*changing-s0 to train it anew"
     ):
         run_grid(mini("dense", "smoe", "changing"), done, plugins=[file], say=say_nothing, live=False)
 

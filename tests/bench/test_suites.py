@@ -183,6 +183,7 @@ def test_the_large_suites_have_the_sizes_of_the_published_ones(
     assert measure(grid, grid.entry("dense"), grid.entry("dense").options).active_params == active
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SUITES if name != "quickstart"])
 def test_cells_of_a_small_copy_run(name: str, dense: Path, tmp_path: Path) -> None:
     """The reference is trained and evaluated as a cell; entries that no other suite has take two steps."""

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import libmoe
+from libmoe.analysis.metrics.information import jensen_shannon
 from libmoe.core.errors import ConfigError, DataError
-from libmoe.mlops import DriftDetector, UsageRecorder, jensen_shannon
+from libmoe.mlops import DriftDetector, UsageRecorder
 from libmoe.mlops.monitor import events, health, note_events
 from libmoe.mlops.usage import usage_of
 from libmoe.models import BackboneConfig, build_backbone, moeify

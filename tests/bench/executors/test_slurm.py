@@ -94,7 +94,10 @@ def test_an_array_runs_every_cell_and_the_same_command_collects(
     assert len(list(jobs.glob("cells-*.jsonl"))) == 2 and len(cells.read_text().splitlines()) == 4
     (told,) = (line for line in said if line.startswith("doomed seed 0 failed before and is put in again: "))
     assert str(out / "doomed-s0" / "worker-") in told
-    assert list(rows_of(out)) == ["dense", "smoe"]  # of those that are handed over nothing is known
+    known = {
+        key: row["status"] for key, row in rows_of(out).items()
+    }  # how one failed is known until it is over
+    assert known == {"dense": "ok", "smoe": "ok", "doomed": "failed"}
 
     # Without the flag: finished rows are collected, and what is missing runs here.
     kept = (out / "smoe-s0" / "metrics.jsonl").stat().st_mtime_ns
