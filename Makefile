@@ -20,7 +20,7 @@ CHECKPOINTS := $(VENV)/checkpoints
 # One thread for each worker: with more, the workers would fight over the same cores.
 PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) LIBMOE_REQUIRE_CHECKPOINTS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup quickstart test test-slow test-vision unit lint clean clean-all
+.PHONY: help setup quickstart test test-slow test-vision test-browser unit lint clean clean-all
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -52,6 +52,9 @@ test-slow: $(DEV_READY)  ## the tests that take minutes
 
 test-vision: $(DEV_READY)  ## vision-language tasks; makes the environment of lmms-eval
 	$(PYTEST) -m vision -n 0 --timeout 600 tests/eval/vlm $(ARGS)
+
+test-browser: $(DEV_READY)  ## the pages in a real Chromium, which has to be there
+	$(PYTEST) -m browser --timeout 300 tests/report $(ARGS)
 
 unit: $(DEV_READY)  ## the tests alone
 	$(PYTEST) --timeout 300 $(ARGS)

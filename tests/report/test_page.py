@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from browser import browse
 from libmoe.report import summarise, write_report
 from libmoe.report.html import page as page_of
 from libmoe.report.markup import VOID, Markup, el, escape
@@ -207,17 +207,10 @@ def test_text_is_escaped_unless_it_was_built_as_markup() -> None:
     assert escape(escape("&")) == "&amp;"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.browser
 def test_a_browser_draws_heat_map_and_text_and_runs_nothing_foreign(hostile: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    page.write_text(page_of(summarise(hostile)), encoding="utf-8", errors="replace")
-    done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "<title>owned</title>" not in done.stdout
-    assert done.stdout.count('class="token') > 100
-    assert len(re.findall(r"<td[^>]*expert \d+: ", done.stdout)) == 64
-    assert "<img" not in done.stdout
+    seen, complaints = browse(page_of(summarise(hostile)), tmp_path)
+    assert not complaints
+    assert "<title>owned</title>" not in seen and "<img" not in seen
+    assert seen.count('class="token') > 100
+    assert len(re.findall(r"<td[^>]*expert \d+: ", seen)) == 64

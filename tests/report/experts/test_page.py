@@ -7,13 +7,12 @@ import copy
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser import browse
 from libmoe.core.errors import DataError
 from libmoe.core.files import to_json
 from libmoe.report.experts import write_expert_report
@@ -27,30 +26,8 @@ Analysis = dict[str, Any]
 EVIL = '"><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
 
 
-browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-
-
 def data_of(source: str) -> Any:
     return json.loads(re.search(r'id="data">(.*?)</script>', source, re.DOTALL).group(1))
-
-
-def browse(source: str, folder: Path, script: str = "") -> tuple[str, list[str]]:
-    """The document after the browser has run it, and what it wrote to the console.
-
-    ``script`` runs after that of the page, in a copy whose policy lets it.
-    """
-    if script:
-        source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
-        source = source.replace("</body>", f"<script>{{{script}}}</script></body>")
-    path = folder / "report.html"
-    path.write_text(source, encoding="utf-8", errors="replace")
-    done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
-         "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 def test_the_page_asks_nobody_for_anything_and_runs_only_its_own_script(analysis: Analysis) -> None:
@@ -67,7 +44,7 @@ def test_the_page_asks_nobody_for_anything_and_runs_only_its_own_script(analysis
     assert f"script-src 'sha256-{digest}'" in source and "default-src 'none'" in source
 
 
-@browser
+@pytest.mark.browser
 def test_hostile_names_tokens_and_texts_stay_text(analysis: Analysis, tmp_path: Path) -> None:
     analysis["name"] = analysis["facts"]["model"] = EVIL
     analysis["facts"][EVIL] = EVIL
@@ -87,7 +64,7 @@ def test_hostile_names_tokens_and_texts_stay_text(analysis: Analysis, tmp_path: 
     assert "<title>owned</title>" not in seen and "<img" not in seen
 
 
-@browser
+@pytest.mark.browser
 def test_a_browser_draws_every_figure_without_complaint(analysis: Analysis, tmp_path: Path) -> None:
     seen, complaints = browse(page(checked(analysis)), tmp_path)
     assert not complaints
@@ -103,7 +80,7 @@ def test_a_browser_draws_every_figure_without_complaint(analysis: Analysis, tmp_
     assert seen.count('class="edge"') == 4  # the planted pairs of the last layer
 
 
-@browser
+@pytest.mark.browser
 def test_keys_move_in_maps_open_experts_and_drive_the_slider(analysis: Analysis, tmp_path: Path) -> None:
     script = """
     const key = (node, name) => node.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
@@ -140,7 +117,7 @@ def test_keys_move_in_maps_open_experts_and_drive_the_slider(analysis: Analysis,
     assert chart.startswith("layer 0") and "0.6  router entropy" in chart
 
 
-@browser
+@pytest.mark.browser
 def test_a_bare_analysis_makes_a_page_that_says_what_is_missing(analysis: Analysis, tmp_path: Path) -> None:
     optional = {
         "weight",
@@ -170,7 +147,7 @@ def test_a_bare_analysis_makes_a_page_that_says_what_is_missing(analysis: Analys
         assert words in seen
 
 
-@browser
+@pytest.mark.browser
 def test_layers_of_different_sizes_and_unused_experts_are_drawn(analysis: Analysis, tmp_path: Path) -> None:
     small = planted(layers=2, experts=4, k=1, checkpoints=0)["layers"][0] | {"layer": 9}
     del small["next"]
