@@ -31,9 +31,7 @@ class Outcome:
 
 @pytest.fixture
 def libmoe(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Outcome]:
     """``libmoe("train", "tiny", ...)`` does what typing it does, without starting a process."""
 

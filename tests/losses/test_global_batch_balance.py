@@ -33,9 +33,7 @@ def sharp() -> MoELayer:
     return layer
 
 
-def value(
-    layer: MoELayer, x: torch.Tensor, scope: str, statistics: StepStatistics | None = None
-) -> torch.Tensor:
+def value(layer: MoELayer, x: torch.Tensor, scope: str, statistics: StepStatistics | None = None) -> torch.Tensor:
     ctx = ForwardContext(opts=Options(statistics=statistics)).layer(0, tuple(x.shape[:-1]), True)
     routing = layer.route(x.flatten(0, -2), ctx)
     numerator, denominator = BalanceLoss(1.0, scope).compute(routing, ctx)
@@ -94,9 +92,7 @@ def test_two_ranks_average_to_the_single_process_loss_and_router_gradient(tmp_pa
     assert (ranks[0]["loss"] + ranks[1]["loss"]) / 2 == pytest.approx(whole.item(), abs=1e-6)
     gradient = torch.tensor(ranks[0]["grad"], dtype=torch.double)
     torch.testing.assert_close(gradient, layer.router.gate.weight.grad, rtol=1e-6, atol=1e-8)
-    assert (
-        abs((ranks[0]["micro"] + ranks[1]["micro"]) / 2 - whole.item()) > 1e-3
-    )  # averaging losses is not it
+    assert abs((ranks[0]["micro"] + ranks[1]["micro"]) / 2 - whole.item()) > 1e-3  # averaging losses is not it
     assert ranks[0]["sent"] == [N + 1]  # N counts and the number of tokens
 
 

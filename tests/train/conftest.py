@@ -43,11 +43,7 @@ def recipe(text: Path) -> Callable[..., Recipe]:
     """``recipe("train.steps=3", ...)``: the packaged tiny recipe, six steps of it on a small corpus."""
 
     def make(*overrides: str) -> Recipe:
-        data = [
-            f"data.source={text / 'corpus'}",
-            f"data.tokenizer={text / 'tokenizer.json'}",
-            "data.seq_len=16",
-        ]
+        data = [f"data.source={text / 'corpus'}", f"data.tokenizer={text / 'tokenizer.json'}", "data.seq_len=16"]
         small = ["backbone.hidden_size=32", "backbone.intermediate_size=64"]
         short = ["train.steps=6", "train.warmup_steps=2", "train.log_every=1", "train.save_every=2"]
         return load_recipe("tiny", [*data, *small, *short, *overrides])
@@ -74,9 +70,7 @@ def start(_forkserver: Any) -> Any:
     """``start(recipe, run_dir, ...)``: run worker.py in a process of its own; whatever is left is killed."""
     processes: list[ForkServerProcess] = []
 
-    def begin(
-        recipe: Recipe, run_dir: Path, rank: int = 0, world: int = 1, port: int = 0, **more: Any
-    ) -> Any:
+    def begin(recipe: Recipe, run_dir: Path, rank: int = 0, world: int = 1, port: int = 0, **more: Any) -> Any:
         job = {"recipe": recipe, "run_dir": str(run_dir), "rank": rank, "world": world, "port": port, **more}
         process = _forkserver.Process(target=runpy.run_path, args=(str(WORKER), {"JOB": job}))
         process.start()

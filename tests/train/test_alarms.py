@@ -18,12 +18,7 @@ def record(load: list[float], loss: float = 2.0) -> dict:
 
 def test_balance_of_an_even_and_of_a_collapsed_load() -> None:
     even = record([5.0, 5.0, 5.0, 5.0])["balance"]["3"]
-    assert even == {
-        "load": [0.25] * 4,
-        "entropy": pytest.approx(math.log(4)),
-        "max_violation": 0.0,
-        "dead": 0,
-    }
+    assert even == {"load": [0.25] * 4, "entropy": pytest.approx(math.log(4)), "max_violation": 0.0, "dead": 0}
     collapsed = record([20.0, 0.0, 0.0, 0.0])["balance"]["3"]
     assert (collapsed["entropy"], collapsed["max_violation"], collapsed["dead"]) == (0.0, 3.0, 3)
 

@@ -116,9 +116,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_one_clear_line(
 
     monkeypatch.setattr(checkpoint, "save_file", save_file)
     monkeypatch.setattr(checkpoint, "write_json", write_json)
-    with pytest.raises(
-        TrainingError, match=r"disk full while writing .*step-00000004 .*earlier checkpoints"
-    ) as caught:
+    with pytest.raises(TrainingError, match=r"disk full while writing .*step-00000004 .*earlier checkpoints") as caught:
         train(recipe(), tmp_path, quiet=True)
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
@@ -137,18 +135,12 @@ def test_a_full_disk_under_the_log_is_one_clear_line(recipe: Make, tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["train.micro_batch_size=3"],
-            r"batch_size=8 is not divisible by micro_batch_size=3 .*micro_batch_size=[24]$",
-        ),
+        (["train.micro_batch_size=3"], r"batch_size=8 is not divisible by micro_batch_size=3 .*micro_batch_size=[24]$"),
         (["train.warmup_steps=6"], r"train\.warmup_steps=6 leaves nothing of train\.steps=6; use at most 5"),
         (["method.options.top_k=9"], r"top_k=9 must be between 1 and num_experts=4"),
         (["method.name=smo"], r"unknown method 'smo'; did you mean 'smoe'"),
         (["method.options.num_expert=3"], r"unknown key 'smoe\.num_expert'; did you mean 'num_experts'"),
-        (
-            ["data.seq_len=4096"],
-            r"seq_len=4096 is longer than backbone\.max_position_embeddings=128; use at most 128",
-        ),
+        (["data.seq_len=4096"], r"seq_len=4096 is longer than backbone\.max_position_embeddings=128; use at most 128"),
         (["train.schedule=cosin"], r"train\.schedule: 'cosin' is not allowed; did you mean 'cosine'"),
         (["train.learning_rate=1"], r"unknown key 'train\.learning_rate'"),
         (["train.lr=0"], r"train\.lr must be greater than 0, got 0"),
@@ -156,9 +148,7 @@ def test_a_full_disk_under_the_log_is_one_clear_line(recipe: Make, tmp_path: Pat
         (["train.dtype=fp16"], r"train\.dtype: 'fp16' is not allowed; did you mean 'fp32'|'bf16'"),
     ],
 )
-def test_an_impossible_recipe_is_one_line_with_the_fix(
-    recipe: Make, overrides: list[str], message: str
-) -> None:
+def test_an_impossible_recipe_is_one_line_with_the_fix(recipe: Make, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         recipe(*overrides)
     assert "\n" not in str(caught.value)
@@ -169,9 +159,7 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(recipe: Make, tmp_p
         train(recipe("backbone.vocab_size=100"), tmp_path, quiet=True)
 
 
-def test_a_method_that_sees_the_future_is_noted(
-    recipe: Make, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+def test_a_method_that_sees_the_future_is_noted(recipe: Make, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     from libmoe.methods import METHODS
 
     monkeypatch.setitem(METHODS.info("smoe").facts, "causal", False)
@@ -183,17 +171,13 @@ def test_a_method_that_sees_the_future_is_noted(
 
 def test_a_missing_tracker_is_named_before_training(recipe: Make, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        ConfigError, match=r"'wandb', which is not installed .* pip install 'libmoe\[wandb\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"'wandb', which is not installed .* pip install 'libmoe\[wandb\]'"):
         train(recipe('train.trackers=["wandb"]'), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
         train(recipe('train.trackers=["tensorbord"]'), tmp_path, quiet=True, overwrite=True)
 
 
-def test_trackers_get_every_logged_step(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_get_every_logged_step(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: dict[int, dict[str, float]] = {}
     fake = ModuleType("wandb")
 
@@ -208,9 +192,7 @@ def test_trackers_get_every_logged_step(
     monkeypatch.setitem(sys.modules, "wandb", fake)
     train(recipe('train.trackers=["wandb"]'), tmp_path, quiet=True)
     assert list(logged) == [1, 2, 3, 4, 5, 6, -1]
-    assert {"loss", "lr", "balance/1/entropy", "losses/balance", "timing/tokens_per_second"} <= logged[
-        6
-    ].keys()
+    assert {"loss", "lr", "balance/1/entropy", "losses/balance", "timing/tokens_per_second"} <= logged[6].keys()
 
 
 def test_tensorboard_gets_events(recipe: Make, tmp_path: Path) -> None:

@@ -15,9 +15,7 @@ def test_packaged_recipes_are_valid(name: str) -> None:
 
 
 def test_a_saved_recipe_reads_back_equal(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    original = recipe(
-        "train.lr=1e-4", "method.where=[1]", 'data.mixture={"a": 0.5, "b": 1}', "train.clip=null"
-    )
+    original = recipe("train.lr=1e-4", "method.where=[1]", 'data.mixture={"a": 0.5, "b": 1}', "train.clip=null")
     save_recipe(original, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == original
     assert original.train.lr == 1e-4

@@ -42,6 +42,7 @@ def wait_for(condition: Callable[[], bool], process: Any) -> None:
         time.sleep(0.002)
 
 
+
 def test_kill_9_at_random_steps_changes_nothing(recipe: Make, start: Any, tmp_path: Path) -> None:
     """The recipe has routing noise, so this also covers random numbers."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -103,9 +104,7 @@ def test_never_refuses_a_folder_with_checkpoints(recipe: Make, tmp_path: Path) -
         train(recipe(), tmp_path, resume="never", quiet=True)
 
 
-def test_a_changed_environment_is_mentioned(
-    recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_changed_environment_is_mentioned(recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(recipe(), tmp_path)
     assert "warning" not in capsys.readouterr().err
     (tmp_path / "result.json").unlink()
@@ -134,9 +133,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before_it(recipe: Make, tmp_
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
-    with pytest.raises(
-        CheckpointError, match=r"model\.safetensors is damaged .*--resume step-00000004"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .*--resume step-00000004") as caught:
         train(recipe(), tmp_path, quiet=True)
     assert "\n" not in str(caught.value)
     train(recipe(), tmp_path, resume="step-00000004", quiet=True)

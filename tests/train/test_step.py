@@ -39,9 +39,7 @@ def assert_same_run(a: Path, b: Path, tolerance: float = 1e-5) -> None:
         assert [x["load"] for x in one["balance"].values()] == [x["load"] for x in other["balance"].values()]
     theirs = weights(b)
     for name, tensor in weights(a).items():
-        torch.testing.assert_close(
-            tensor, theirs[name], atol=tolerance, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(tensor, theirs[name], atol=tolerance, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("options", [(), GLOBAL], ids=["sequence", "global_batch"])
@@ -51,14 +49,10 @@ def test_micro_batches_do_not_change_the_run(recipe: Make, tmp_path: Path, optio
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_without_the_counting_pass_a_global_balance_loss_does_depend_on_them(
-    recipe: Make, tmp_path: Path
-) -> None:
+def test_without_the_counting_pass_a_global_balance_loss_does_depend_on_them(recipe: Make, tmp_path: Path) -> None:
     strong = ("method.options.balance=1.0", "method.options.balance_scope=global_batch")
     train(recipe(*strong), tmp_path / "whole", quiet=True)
-    train(
-        recipe(*strong, "train.micro_batch_size=2", "train.exact_counts=false"), tmp_path / "cut", quiet=True
-    )
+    train(recipe(*strong, "train.micro_batch_size=2", "train.exact_counts=false"), tmp_path / "cut", quiet=True)
     assert losses(tmp_path / "whole") != pytest.approx(losses(tmp_path / "cut"), abs=1e-6)
 
 
@@ -79,9 +73,7 @@ def test_the_counting_pass_draws_the_noise_that_training_draws(recipe: Make, tmp
         train(noisy, tmp_path, quiet=True)
     for counted, logged in zip(seen, metrics(tmp_path)):
         for layer, count_N in counted.items():
-            assert logged["balance"][str(layer)]["load"] == pytest.approx(
-                (count_N / count_N.sum()).tolist(), abs=1e-6
-            )
+            assert logged["balance"][str(layer)]["load"] == pytest.approx((count_N / count_N.sum()).tolist(), abs=1e-6)
     assert len(seen) == 3
 
 
@@ -142,9 +134,7 @@ def test_parameters_that_a_controller_thaws_are_reduced_over_processes(
 
 
 @pytest.mark.distributed
-def test_a_run_resumes_with_another_number_of_processes(
-    recipe: Make, tmp_path: Path, run_together: Any
-) -> None:
+def test_a_run_resumes_with_another_number_of_processes(recipe: Make, tmp_path: Path, run_together: Any) -> None:
     """Checkpoints hold whole tensors: what two sharded processes began, one can finish."""
     part = recipe("train.parallel=fsdp", "train.keep_checkpoints=9")
     run_together(part, tmp_path / "run")

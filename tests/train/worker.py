@@ -22,11 +22,7 @@ def main(job: dict[str, Any]) -> None:
     if "plugin" in job:
         load_plugin(job["plugin"])
     if job["world"] > 1:
-        os.environ |= {
-            "RANK": str(job["rank"]),
-            "WORLD_SIZE": str(job["world"]),
-            "LOCAL_RANK": str(job["rank"]),
-        }
+        os.environ |= {"RANK": str(job["rank"]), "WORLD_SIZE": str(job["world"]), "LOCAL_RANK": str(job["rank"])}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
     with Path(f"{job['run_dir']}.stderr{job['rank']}").open("w", buffering=1) as messages:
         sys.stderr = messages

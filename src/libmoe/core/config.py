@@ -38,9 +38,7 @@ def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     required = [
         f.name
         for f in known.values()
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in made
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in made
     ]
     if required:
         raise ConfigError(f"{where or cls.__name__}: missing {', '.join(repr(r) for r in required)}")
@@ -70,9 +68,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return value
         guess = nearest(value, [str(a) for a in args])
         hint_text = f"did you mean {guess!r}? " if guess else ""
-        raise ConfigError(
-            f"{where}: {value!r} is not allowed; {hint_text}choose one of {', '.join(map(repr, args))}"
-        )
+        raise ConfigError(f"{where}: {value!r} is not allowed; {hint_text}choose one of {', '.join(map(repr, args))}")
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple):

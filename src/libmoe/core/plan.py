@@ -115,26 +115,14 @@ class SparsePlan(Plan):
 
     @classmethod
     def from_topk(
-        cls,
-        expert_TK: Tensor,
-        weight_TK: Tensor,
-        num_experts: int,
-        kept_TK: Tensor | None = None,
-        **kwargs: Any,
+        cls, expert_TK: Tensor, weight_TK: Tensor, num_experts: int, kept_TK: Tensor | None = None, **kwargs: Any
     ) -> SparsePlan:
         """Rectangular plan from ``[T, K]`` choices and weights."""
         num_tokens, k = expert_TK.shape
         token_A = torch.arange(num_tokens, device=expert_TK.device).repeat_interleave(k)
         kept_A = None if kept_TK is None else kept_TK.reshape(-1)
         return cls(
-            token_A,
-            expert_TK.reshape(-1),
-            weight_TK.reshape(-1),
-            num_tokens,
-            num_experts,
-            k,
-            kept_A,
-            **kwargs,
+            token_A, expert_TK.reshape(-1), weight_TK.reshape(-1), num_tokens, num_experts, k, kept_A, **kwargs
         )
 
     @classmethod

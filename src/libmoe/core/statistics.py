@@ -72,10 +72,7 @@ class StepStatistics:
         self.counting = True
 
     def end_counting(self) -> None:
-        self.exact = {
-            "rank": self.seen,
-            "global_batch": {i: load.reduced() for i, load in sorted(self.seen.items())},
-        }
+        self.exact = {"rank": self.seen, "global_batch": {i: load.reduced() for i, load in sorted(self.seen.items())}}
         self.seen, self.counting = {}, False
 
     def reduced(self) -> dict[int, LayerLoad]:

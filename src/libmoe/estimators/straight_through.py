@@ -27,6 +27,4 @@ class StraightThrough(Estimator):
         if not isinstance(routing.plan, SparsePlan):
             raise ConfigError("the straight-through estimator needs a sparse plan")
         weight_A = routing.plan.weight_A
-        return replace(
-            routing, plan=replace(routing.plan, weight_A=weight_A + (self.value - weight_A).detach())
-        )
+        return replace(routing, plan=replace(routing.plan, weight_A=weight_A + (self.value - weight_A).detach()))

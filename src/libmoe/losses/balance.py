@@ -41,9 +41,7 @@ class BalanceLoss(Loss):
 
     name = "balance"
 
-    def __init__(
-        self, coefficient: float, scope: Scope = "sequence", weights: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, coefficient: float, scope: Scope = "sequence", weights: Sequence[float] | None = None) -> None:
         super().__init__(coefficient, scope)
         self.weights = None if weights is None else tuple(weights)
 
@@ -54,9 +52,7 @@ class BalanceLoss(Loss):
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
         scores_TN, plan = routing.scores_TN, routing.plan
         if scores_TN is None or not isinstance(plan, SparsePlan):
-            raise ConfigError(
-                f"{self.name} loss needs a sparse plan and scores; this router gives neither or one"
-            )
+            raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
         real_TN, tokens = real_tokens(scores_TN, ctx)
         frequency_GN, group_T = frequencies(plan, self.scope, ctx, scores_TN.dtype)
         share_GN = frequency_GN / frequency_GN.sum(-1, keepdim=True).clamp_min(1e-12)
@@ -67,8 +63,6 @@ class BalanceLoss(Loss):
         product = share * mass
         if self.weights is not None:
             if len(self.weights) != product.shape[-1]:
-                raise ConfigError(
-                    f"{self.name}: {len(self.weights)} weights given for {product.shape[-1]} experts"
-                )
+                raise ConfigError(f"{self.name}: {len(self.weights)} weights given for {product.shape[-1]} experts")
             product = product * product.new_tensor(self.weights)
         return product.shape[-1] * product.sum(-1)

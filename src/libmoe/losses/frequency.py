@@ -23,9 +23,7 @@ def real_tokens(values_TN: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor]:
     return values_TN.masked_fill(~mask_T.unsqueeze(1), 0), mask_T.sum().to(values_TN.dtype)
 
 
-def frequencies(
-    plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def frequencies(plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Assignments per real token of each expert, ``[G, N]``, and the group of each token, int64 ``[T]``.
 
     Groups are the sequences for scope ``sequence``; otherwise there is one group, and ``None`` for the second.

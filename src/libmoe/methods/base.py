@@ -74,13 +74,7 @@ class Method:
 
     def build_experts(self, site: Site) -> Experts:
         return FFNExperts(
-            self.num_experts,
-            site.dim,
-            self.hidden(site),
-            site.activation,
-            site.gated,
-            site.bias,
-            site.init_std,
+            self.num_experts, site.dim, self.hidden(site), site.activation, site.gated, site.bias, site.init_std
         )
 
     def build_shared(self, site: Site) -> SharedExpert | None:
@@ -146,9 +140,7 @@ def register_method(
         exact_upcycling: N copies of a dense FFN give the dense output (gates sum to 1).
         facts: further declarations, for example ``causal=False``.
     """
-    enter = METHODS.register(
-        Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts)
-    )
+    enter = METHODS.register(Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts))
 
     def register(cls: M) -> M:
         enter(cls)

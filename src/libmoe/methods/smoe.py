@@ -12,9 +12,7 @@ from libmoe.routers.noise import GaussianNoise, LearnedNoise, Noise
 from libmoe.routers.topk import TopKRouter
 
 
-@register_method(
-    "smoe", summary="softmax top-k router (baseline)", paper=23, aliases=("mixtral", "softmax-topk")
-)
+@register_method("smoe", summary="softmax top-k router (baseline)", paper=23, aliases=("mixtral", "softmax-topk"))
 @dataclass(kw_only=True)
 class SMoE(Method):
     """Softmax top-k MoE: Shazeer et al. (arXiv 1701.06538) as used by LIBMoE (arXiv 2411.00918).

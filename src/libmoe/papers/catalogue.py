@@ -51,8 +51,7 @@ def search(text: str | None = None, kind: str | None = None, status: str | None 
         check_status(status)
     words = (text or "").lower().split()
     return tuple(
-        entry
-        for entry in papers()
+        entry for entry in papers()
         if (kind is None or kind in entry.kinds)
         and (status is None or status == entry.status)
         and all(word in _haystack(entry) for word in words)

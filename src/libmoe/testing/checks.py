@@ -23,11 +23,7 @@ class ContractError(AssertionError):
         self.subject, self.passed, self.failed = subject, passed, failed
 
     def __reduce__(self) -> tuple:
-        return type(self), (
-            self.subject,
-            self.passed,
-            self.failed,
-        )  # so that it comes back from another process
+        return type(self), (self.subject, self.passed, self.failed)  # so that it comes back from another process
 
 
 class Skip(Exception):  # noqa: N818 - not an error

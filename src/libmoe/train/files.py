@@ -54,9 +54,7 @@ def disk_errors(writing: Path, advice: str) -> Iterator[None]:
         if not _is_full(error):
             raise
         free = shutil.disk_usage(next(p for p in writing.absolute().parents if p.exists())).free
-        raise TrainingError(
-            f"disk full while writing {writing} ({free / 2**20:.0f} MiB free); {advice}"
-        ) from error
+        raise TrainingError(f"disk full while writing {writing} ({free / 2**20:.0f} MiB free); {advice}") from error
 
 
 def _is_full(error: Exception) -> bool:

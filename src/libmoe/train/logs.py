@@ -26,9 +26,7 @@ class Logs:
         world: only the main rank writes.
     """
 
-    def __init__(
-        self, folder: Path, recipe: Recipe, state: RunState, world: World, memory: PeakMemory
-    ) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, state: RunState, world: World, memory: PeakMemory) -> None:
         self._folder, self._memory = folder, memory
         self._tokens, self._seconds = state.tokens, state.seconds
         self._files: list[JsonLines] = []

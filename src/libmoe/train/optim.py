@@ -18,11 +18,7 @@ def decays(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
     dimensions; their names tell them from matrices.
     """
     last = name.rpartition(".")[2]
-    return (
-        parameter.ndim >= 2
-        and not last.startswith(("b_", "bias", "scale"))
-        and id(parameter) not in embeddings
-    )
+    return parameter.ndim >= 2 and not last.startswith(("b_", "bias", "scale")) and id(parameter) not in embeddings
 
 
 def parameter_groups(model: nn.Module, roles: Mapping[str, str], config: TrainConfig) -> list[dict]:
@@ -58,11 +54,7 @@ def parameter_groups(model: nn.Module, roles: Mapping[str, str], config: TrainCo
 def build_optimizer(model: nn.Module, roles: Mapping[str, str], config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW over :func:`parameter_groups`."""
     return torch.optim.AdamW(
-        parameter_groups(model, roles, config),
-        lr=config.lr,
-        betas=tuple(config.betas),
-        eps=config.eps,
-        fused=True,
+        parameter_groups(model, roles, config), lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True
     )
 
 

@@ -51,9 +51,7 @@ def join(config: TrainConfig) -> Iterator[World]:
     rank = int(os.environ.get("RANK", 0)) if ours else dist.get_rank()
     size = int(os.environ.get("WORLD_SIZE", 1)) if ours else dist.get_world_size()
     if size > 1 and config.parallel == "none":
-        raise ConfigError(
-            f"train.parallel='none' but {size} processes were started; use 'auto', 'ddp' or 'fsdp'"
-        )
+        raise ConfigError(f"train.parallel='none' but {size} processes were started; use 'auto', 'ddp' or 'fsdp'")
     mode = "none" if size == 1 else "ddp" if config.parallel == "auto" else config.parallel
     device = torch.device("cpu")
     if torch.cuda.is_available():
