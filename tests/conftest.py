@@ -1,4 +1,4 @@
-"""What holds for every test: no network, a cache of its own, one seed, few threads."""
+"""What holds for every test: no network, caches and stores of its own, one seed, few threads."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ _home: Path | None = None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Point every cache to a temporary folder, which parallel workers inherit and share."""
+    """Point caches and stores to a temporary folder, which workers and the commands that tests start inherit."""
     global _home
     if hasattr(config, "workerinput"):
         return
     _home = Path(tempfile.mkdtemp(prefix="libmoe-tests-"))
     os.environ["LIBMOE_CACHE"] = str(_home / "libmoe")
     os.environ["HF_HOME"] = str(_home / "huggingface")
+    os.environ["LIBMOE_RESULTS"] = str(_home / "results.db")
+    os.environ["LIBMOE_REGISTRY"] = str(_home / "registry")
 
 
 def pytest_unconfigure() -> None:

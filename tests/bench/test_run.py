@@ -243,16 +243,13 @@ def test_a_file_that_is_no_store_is_refused_before_anything_runs(mini: Mini, tmp
 
 # -- the whole command ----------------------------------------------------------------------------------------------
 def start(grid: Path, out: Path, plugin: Path) -> subprocess.Popen[str]:
+    where = ["--out", str(out), "--store", str(out.parent / "results.db")]
     return subprocess.Popen(
-        [sys.executable, "-m", "libmoe", "bench", str(grid), "--out", str(out), "--plugin", str(plugin)],
+        [sys.executable, "-m", "libmoe", "bench", str(grid), *where, "--plugin", str(plugin)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "LIBMOE_RESULTS": str(out.parent / "results.db"),
-        },
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 

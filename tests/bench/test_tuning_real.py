@@ -40,7 +40,7 @@ def test_two_real_trials_choose_by_validation_and_leave_the_final_text_alone(
 
     best = json.loads((tmp_path / "tuning.json").read_text())["entries"]["dense"]["runs"][1]
     corpus, _ = open_data(grid.recipe.data)
-    validation = HeldOut(corpus["validation"], grid.recipe.data.seq_len, per_domain=4)
+    validation = HeldOut(corpus["validation"], grid.recipe.data.seq_len, grid.recipe.eval.windows_per_domain)
     model = load_any(tmp_path / best["folder"] / "model")
     assert best["score"] == pytest.approx(validation.score(model)["bits_per_byte"], rel=1e-6)
 

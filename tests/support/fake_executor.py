@@ -19,7 +19,7 @@ Score = Callable[[str, int], float | None]
 
 
 class FakeExecutor(Executor):
-    """Leaves what a cell leaves: its recipe, its row and its held-out windows.
+    """Leaves what a cell leaves: its recipe, its origin, its row and its held-out windows.
 
     Args:
         score: of each cell.
@@ -55,6 +55,7 @@ class FakeExecutor(Executor):
         self.ran.append(Path(spec.run_dir).name)
         bits, folder = self.score(spec.key, spec.recipe.seed), Path(spec.run_dir)
         save_recipe(spec.recipe, folder / "recipe.yaml")
+        write_json(spec.origin_file, spec.origin)
         row = failed_row(spec, "planted failure")
         if bits is not None:
             row |= {"status": "ok", "error": None, "tasks": {}, "tokens_per_second": 1.0, **_scores(bits)}

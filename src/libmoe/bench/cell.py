@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from libmoe.bench.origin import Origin, changed, origin_of
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, LibMoEError
-from libmoe.core.files import digest, read_json, write_atomically, write_json
+from libmoe.core.files import read_json, write_atomically, write_json
 from libmoe.core.memory import out_of_memory
-from libmoe.core.plugins import blame, describe, load_plugin, plugin_file
+from libmoe.core.plugins import blame, describe, load_plugin
 from libmoe.methods import METHODS
 from libmoe.train.folder import first_difference
 from libmoe.train.recipe import Recipe, read_yaml
@@ -32,8 +33,8 @@ OUT_OF_MEMORY = 70
 class CellSpec:
     """Everything a worker process needs; plain data, so that it can be sent to one.
 
-    ``plugin_digest`` is the SHA-256 of the plugin that defines the method, if one does; ``command`` is what the
-    user typed, for the record; ``tuning`` is what was spent on choosing the recipe, and what was chosen.
+    ``origin`` is what decides the run besides its recipe, see :func:`libmoe.bench.origin.origin_of`; ``command`` is
+    what the user typed, for the record; ``tuning`` is what was spent on choosing the recipe, and what was chosen.
     """
 
     key: str
@@ -42,7 +43,7 @@ class CellSpec:
     run_dir: str
     plugins: tuple[str, ...] = ()
     threads: int = 1
-    plugin_digest: str | None = None
+    origin: Origin = field(default_factory=dict)
     command: str = ""
     tuning: dict[str, Any] | None = None
 
@@ -66,23 +67,16 @@ class CellSpec:
         return build(cls, json.loads(text))
 
 
-def plugin_digest(method: str) -> str | None:
-    """SHA-256 of the plugin file that defines a method; ``None`` for methods of the package."""
-    file = plugin_file(METHODS.get(method))
-    return digest(file) if file is not None else None
-
-
 def check_origin(spec: CellSpec) -> None:
-    """Refuse to go on with, or to keep, what another recipe or another version of a plugin trained.
+    """Refuse to go on with, or to keep, what another recipe, plugin or checkpoint trained.
 
     Raises:
         ConfigError: the run folder was begun with another one.
     """
     where = Path(spec.run_dir)
     fix = f"delete {where} to train it anew, or choose another --out"
-    began = read_json(spec.origin_file) or {}
-    if began.get("plugin_digest", spec.plugin_digest) != spec.plugin_digest:
-        raise ConfigError(f"the plugin of {spec.key!r} has changed since {where} was trained with it; {fix}")
+    if what := changed(read_json(spec.origin_file) or {}, spec.origin):
+        raise ConfigError(f"the {what} of {spec.key!r} has changed since {where} was trained with it; {fix}")
     if (where / "recipe.yaml").is_file():
         before = read_yaml("recipe", where / "recipe.yaml", "recipes", ())
         if difference := first_difference(before, to_dict(spec.recipe)):
@@ -93,7 +87,7 @@ def finished_row(spec: CellSpec) -> dict[str, Any] | None:
     """The row of a cell that is done already, or ``None``.
 
     Raises:
-        ConfigError: its folder was begun with another recipe or another version of the plugin.
+        ConfigError: its folder was begun with another recipe, plugin or checkpoint.
     """
     check_origin(spec)
     row = read_json(spec.row_file)
@@ -116,10 +110,10 @@ def run_cell(spec: CellSpec) -> dict[str, Any]:
     try:
         for plugin in spec.plugins:
             load_plugin(plugin)
-        if plugin_digest(spec.recipe.method.name) != spec.plugin_digest:
-            raise ConfigError(f"the plugin of {spec.key!r} has changed since this cell was put into the grid")
+        if what := changed(spec.origin, origin_of(spec.recipe)):
+            raise ConfigError(f"the {what} of {spec.key!r} has changed since this cell was put into the grid")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(spec.origin_file, {"plugin_digest": spec.plugin_digest})
+        write_json(spec.origin_file, spec.origin)
         row = _train_and_evaluate(spec)
     except LibMoEError as error:
         row = failed_row(spec, str(error))

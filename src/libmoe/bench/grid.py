@@ -4,73 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from libmoe.bench.budgets.quantities import DEPENDS, Budget, Solve, parse_budget
+from libmoe.bench.budgets.quantities import Budget, Solve, parse_budget
 from libmoe.bench.budgets.sweeps import Sweep
+from libmoe.bench.entry import Entry, refuse_method
 from libmoe.bench.tuning import Tuning
 from libmoe.bench.tuning.candidates import check_tuning
 from libmoe.bench.until import Until
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError, unknown
-from libmoe.methods import METHODS, Method, create
+from libmoe.methods import METHODS, Method
 from libmoe.train.recipe import Recipe, read_yaml
 
 SHARED_OPTIONS = ("num_experts", "top_k")
 """What a method that is added to a grid takes over from the grid's reference."""
-
-
-@dataclass
-class Entry:
-    """One line of the comparison.
-
-    Attributes:
-        method: registered name; ``options`` are the method's own.
-        key: name in tables and folders; the method's name when empty.
-        label: words for people; the key when empty.
-        match, solve, tolerance: its own budget; ``None`` takes the grid's.
-        tokens_per_param: training tokens for each total parameter; decides the steps of this entry.
-        recipe: changes to the grid's recipe for this entry alone (for example its own learning rate).
-    """
-
-    method: str
-    key: str = ""
-    label: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    match: str | None = None
-    solve: Solve | None = None
-    tolerance: float | None = None
-    tokens_per_param: float | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.key = self.key or self.method
-        self.label = self.label or self.key
-        if not re.fullmatch(r"\w[\w.+-]*", self.key):
-            raise ConfigError(
-                f"entry {self.key!r}: a key names a folder; use letters, digits and . _ + - only"
-            )
-        decided_elsewhere = {"seed": "seeds", "name": "key"}
-        for key in self.recipe:
-            if key in decided_elsewhere:
-                raise ConfigError(
-                    f"entry {self.key!r}: recipe.{key} is decided by {decided_elsewhere[key]!r}"
-                )
-        for name, value in (("tolerance", self.tolerance), ("tokens_per_param", self.tokens_per_param)):
-            if value is not None and (value < 0 or (name == "tokens_per_param" and not value)):
-                raise ConfigError(f"entry {self.key!r}: {name} must be positive, got {value}")
-        _refuse_method(self.recipe, f"entry {self.key!r}: recipe", "put it beside the entry's 'method'")
-
-    def check(self) -> None:
-        """Raises ConfigError for an unknown method or a wrong option."""
-        try:
-            create(self.method, self.options)
-        except ConfigError as error:
-            raise ConfigError(f"entry {self.key!r}: {error}") from None
 
 
 @dataclass
@@ -156,12 +107,12 @@ class Grid:
             inherited = "auto"  # a dense entry of a grid that counts out experts still has a width
         try:
             if entry.key == self.baseline:
-                _refuse_budget(entry)
+                entry.refuse_budget()
                 budget = Budget()
             else:
                 budget = parse_budget(entry.match or self.match, entry.solve or inherited)
             if entry.tokens_per_param is not None:
-                _refuse_other_steps(entry, budget)
+                entry.refuse_other_steps(budget)
         except ConfigError as error:
             raise ConfigError(f"entry {entry.key!r}: {error}") from None
         return budget
@@ -229,36 +180,12 @@ def _doubles(values: Sequence[Any]) -> list[Any]:
     return [v for i, v in enumerate(values) if v in values[:i]]
 
 
-def _refuse_budget(entry: Entry) -> None:
-    for name in ("match", "solve", "tolerance"):
-        if getattr(entry, name) is not None:
-            raise ConfigError(f"{name} has no effect on the baseline, which sets the budget; leave it out")
-
-
-def _refuse_other_steps(entry: Entry, budget: Budget) -> None:
-    """``tokens_per_param`` decides the steps, and nothing else may."""
-    if any("steps" in DEPENDS[goal.quantity] for goal in budget.goals):
-        raise ConfigError("both match and tokens_per_param decide the steps; leave one of them out")
-    if "steps" in entry.recipe.get("train", {}):
-        raise ConfigError(
-            "both recipe.train.steps and tokens_per_param decide the steps; leave one of them out"
-        )
-
-
 def _merge(into: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = value
-
-
-def _refuse_method(recipe: Any, where: str, fix: str) -> None:
-    """The entries decide methods and options; what a recipe says of them would be ignored."""
-    method = recipe.get("method") if isinstance(recipe, dict) else None
-    for key in ("name", "options"):
-        if isinstance(method, dict) and key in method:
-            raise ConfigError(f"{where}.method.{key} has no effect in a grid; {fix}")
 
 
 def load_grid(source: str | Path, overrides: Sequence[str] = ()) -> Grid:
@@ -268,7 +195,5 @@ def load_grid(source: str | Path, overrides: Sequence[str] = ()) -> Grid:
         ConfigError: no such file, not YAML, or an unknown key or value (naming the nearest valid one).
     """
     values = read_yaml("grid", source, "recipes/grids", overrides)
-    _refuse_method(
-        values.get("recipe"), "recipe", "set the options of the entries in a grid file of your own"
-    )
+    refuse_method(values.get("recipe"), "recipe", "set the options of the entries in a grid file of your own")
     return build(Grid, values)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from libmoe.bench.cell import CellSpec
+from libmoe.bench.executors.base import Say
+from libmoe.bench.grid import Grid
+from libmoe.bench.results import Results
 from libmoe.bench.until import Until
 from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError
@@ -117,6 +121,38 @@ class Looks:
     def facts(self) -> dict[str, Any]:
         """The plan and what it has come to, for the file and the protocol."""
         return to_dict(self.until) | {"comparisons": len(self.methods), "taken": self.taken}
+
+
+def look_by_look(
+    grid: Grid,
+    looks: Looks,
+    specs: Mapping[tuple[str, int], CellSpec],
+    run: Callable[[Sequence[CellSpec]], bool],
+    results: Results,
+    say: Say,
+) -> None:
+    """Give every undecided method the seeds of its next look, until there is none.
+
+    ``run`` returns whether all cells are over.
+    """
+    from libmoe.report import summarise  # draws pictures too, which few commands need
+
+    rivals = [entry.key for entry in grid.entries if entry.key != grid.baseline]
+    seeds, due = looks.due(rivals)
+    while True:
+        count = {key: seeds if key in due else looks.seeds(key) for key in rivals}
+        count[grid.baseline] = max(count.values(), default=0)
+        results.protocol |= {"seeds": grid.seeds[: count[grid.baseline]], "until": looks.facts()}
+        over = run([spec for (key, seed), spec in specs.items() if seed in grid.seeds[: count[key]]])
+        if not over or not due:
+            return
+        say(f"Look at {seeds} seeds:")
+        for line in looks.judge(seeds, due, summarise(results.path.parent)):
+            say(f"  {line}")
+        results.add([])  # what the look found
+        seeds, due = looks.due(rivals)
+        if not due:
+            return
 
 
 def _words(key: str, look: Mapping[str, Any]) -> str:

@@ -173,9 +173,8 @@ def end(workers: Sequence[Worker]) -> None:
         for worker in alive:
             worker.process.terminate()  # training saves a checkpoint on this signal
         while time.monotonic() < limit and any(w.process.poll() is None and not w.idle for w in alive):
-            time.sleep(
-                0.05
-            )  # one that hears of it in its last step answers as usual, and then waits for more
+            # One that hears of it in its last step answers as usual, and then waits for more.
+            time.sleep(0.05)
     finally:
         for worker in alive:
             worker.process.kill()

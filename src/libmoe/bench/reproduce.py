@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from libmoe.bench.cell import CellSpec, plugin_digest
+from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors import LocalPool, Resources
 from libmoe.bench.live import LiveTable
+from libmoe.bench.origin import origin_of
 from libmoe.bench.side_by_side import (
     VERDICTS,
     Quantity,
@@ -157,7 +158,7 @@ def _spec(run: Path, fresh: Path, recipe: Recipe, plugins: list[str], then: Mapp
         run_dir=str(fresh),
         plugins=tuple(plugins),
         threads=threads,
-        plugin_digest=plugin_digest(recipe.method.name),
+        origin=origin_of(recipe),
         command=provenance.command_line(),
     )
 

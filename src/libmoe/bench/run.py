@@ -6,26 +6,27 @@ is added later to the same folder is the only one that is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from libmoe.bench.budgets import Calibrator
-from libmoe.bench.cell import CellSpec, failed_row, plugin_digest
+from libmoe.bench.cell import CellSpec, failed_row
+from libmoe.bench.checks import refuse_measuring_elsewhere, refuse_wrong_recipes
 from libmoe.bench.claim import claim, held, join
 from libmoe.bench.executors import Executor, LocalPool
+from libmoe.bench.executors.base import Say
 from libmoe.bench.grid import Grid
-from libmoe.bench.looks import Looks
+from libmoe.bench.looks import Looks, look_by_look
 from libmoe.bench.match import Matched, match_sizes, read_sizes, write_sizes
+from libmoe.bench.origin import origin_of
 from libmoe.bench.protocol import describe_protocol, describe_sizes
 from libmoe.bench.recording import Recorder
 from libmoe.bench.results import Results, Row
-from libmoe.bench.specs import Say, finished_rows, run_specs
+from libmoe.bench.specs import finished_rows, run_specs
 from libmoe.bench.tuning.search import Tuned
 from libmoe.bench.tuning.tuner import tune
-from libmoe.core.errors import ConfigError, LibMoEError
-from libmoe.eval.suites import resolve
+from libmoe.core.errors import LibMoEError
 from libmoe.train.provenance import command_line, gather, record
-from libmoe.train.recipe import validate
 
 __all__ = ["run_grid", "run_specs"]
 
@@ -58,8 +59,8 @@ def run_grid(
         when they are.  Otherwise none.
 
     Raises:
-        ConfigError: something is wrong with the grid, the folder holds another comparison, or a recipe or plugin has
-            changed since its cells were trained.  Nothing has been run then, and the folder is as it was.
+        ConfigError: something is wrong with the grid, the folder holds another comparison, or a recipe, plugin or
+            checkpoint has changed since its cells were trained.  Nothing has been run then; the folder is as it was.
         DataError: the corpus or the results store cannot be read.
         LibMoEError: every cell failed.
     """
@@ -69,11 +70,10 @@ def run_grid(
     with held(folder):
         whole = join(folder, grid)
         recorder = Recorder(folder, store, say)
-        looks = (
-            None if grid.until is None else Looks.read(folder, grid.until, _rivals(grid, whole["entries"]))
-        )
-        _refuse_wrong_recipes(grid)
-        _refuse_measuring_elsewhere(grid, executor)
+        rivals = [key for key in whole["entries"] if key != grid.baseline]
+        looks = None if grid.until is None else Looks.read(folder, grid.until, rivals)
+        refuse_wrong_recipes(grid)
+        refuse_measuring_elsewhere(grid, executor)
         sizes = _sizes(grid, folder, executor.threads, say)
         protocol = describe_protocol(grid, sizes)
 
@@ -119,7 +119,7 @@ def run_grid(
         if looks is None:
             run([*specs.values()])
         else:
-            _look_by_look(grid, looks, specs, run, results, say)
+            look_by_look(grid, looks, specs, run, results, say)
     return left
 
 
@@ -130,43 +130,6 @@ def _sizes(grid: Grid, folder: Path, threads: int, say: Say) -> dict[str, Matche
     for line in describe_sizes(sizes):
         say(f"  {line}")
     return sizes
-
-
-def _rivals(grid: Grid, keys: Sequence[str]) -> list[str]:
-    """Those of ``keys`` that are compared with the baseline."""
-    return [key for key in keys if key != grid.baseline]
-
-
-def _look_by_look(
-    grid: Grid,
-    looks: Looks,
-    specs: Mapping[tuple[str, int], CellSpec],
-    run: Callable[[Sequence[CellSpec]], bool],
-    results: Results,
-    say: Say,
-) -> None:
-    """Give every undecided method the seeds of its next look, until there is none.
-
-    ``run`` returns whether all cells are over.
-    """
-    from libmoe.report import summarise
-
-    rivals = _rivals(grid, [entry.key for entry in grid.entries])
-    seeds, due = looks.due(rivals)
-    while True:
-        count = {key: seeds if key in due else looks.seeds(key) for key in rivals}
-        count[grid.baseline] = max(count.values(), default=0)
-        results.protocol |= {"seeds": grid.seeds[: count[grid.baseline]], "until": looks.facts()}
-        over = run([spec for (key, seed), spec in specs.items() if seed in grid.seeds[: count[key]]])
-        if not over or not due:
-            return
-        say(f"Look at {seeds} seeds:")
-        for line in looks.judge(seeds, due, summarise(results.path.parent)):
-            say(f"  {line}")
-        results.add([])  # what the look found
-        seeds, due = looks.due(rivals)
-        if not due:
-            return
 
 
 def _cells(
@@ -189,38 +152,8 @@ def _cells(
                 run_dir=str(folder / f"{entry.key}-s{seed}"),
                 plugins=tuple(plugins),
                 threads=threads,
-                plugin_digest=plugin_digest(entry.method),
+                origin=origin_of(recipe),
                 command=command_line(),
                 tuning=None if choice is None else choice.row,
             )
     return cells
-
-
-def _refuse_wrong_recipes(grid: Grid) -> None:
-    """What every cell would stumble over, perhaps only after its training.
-
-    Raises:
-        ConfigError: a batch that cannot be divided, or an unknown task.
-    """
-    for entry in grid.entries:
-        recipe = grid.cell_recipe(entry, grid.seeds[0], entry.options)
-        try:
-            validate(recipe)
-            resolve(recipe.eval.tasks)
-        except ConfigError as error:
-            raise ConfigError(f"entry {entry.key!r}: {error}") from None
-
-
-def _refuse_measuring_elsewhere(grid: Grid, executor: Executor) -> None:
-    """Seconds and bytes are measured on the machine of the command; on others they are other ones.
-
-    Raises:
-        ConfigError: cells run elsewhere, and a budget is measured.
-    """
-    for entry in [] if executor.here else grid.entries:
-        for goal in grid.budget(entry).goals:
-            if goal.quantity == "wall_clock" or (goal.quantity == "memory" and grid.memory == "measured"):
-                raise ConfigError(
-                    f"entry {entry.key!r}: {goal.quantity} would be measured on this machine, but cells run on others; "
-                    "match 'train_flops' (or memory: estimated), or run them here"
-                )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from libmoe.bench.cell import CellSpec, finished_row
 from libmoe.bench.executors import Executor
+from libmoe.bench.executors.base import Say
 from libmoe.bench.live import LiveTable
 from libmoe.bench.results import Row
 from libmoe.core.files import read_json
 
-Say = Callable[[str], None]
 Heard = Callable[[Sequence[Row]], None]
 
 
@@ -36,7 +36,7 @@ def run_specs(
         Rows by run folder, failed ones too.  Cells that the executor has handed over to another system have none.
 
     Raises:
-        ConfigError: a run folder was begun with another recipe or plugin.
+        ConfigError: a run folder was begun with another recipe, plugin or checkpoint.
     """
     over = finished_rows(specs) if over is None else over
     rows = {spec.run_dir: over[spec.run_dir] for spec in specs if spec.run_dir in over}
@@ -72,6 +72,6 @@ def finished_rows(specs: Iterable[CellSpec]) -> dict[str, Row]:
     """Rows of the cells that are done already, by run folder.
 
     Raises:
-        ConfigError: a run folder was begun with another recipe or plugin.
+        ConfigError: a run folder was begun with another recipe, plugin or checkpoint.
     """
     return {spec.run_dir: row for spec in specs if (row := finished_row(spec)) is not None}

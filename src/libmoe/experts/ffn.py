@@ -156,10 +156,10 @@ class FFNExperts(Experts):
                 getattr(self, name)[expert].copy_(param)
 
     def params_per_expert(self) -> list[int]:
-        return [sum(p[0].numel() for p in self.parameters())] * self.num_experts
+        return [sum(p.shape[1:].numel() for p in self.parameters())] * self.num_experts
 
     def flops_per_row(self) -> list[float]:
-        return [2.0 * (self.w_in[0].numel() + self.w_out[0].numel())] * self.num_experts
+        return [2.0 * (self.w_in.shape[1:].numel() + self.w_out.shape[1:].numel())] * self.num_experts
 
     def extra_repr(self) -> str:
         form = "gated" if self.gated else "plain"

@@ -14,10 +14,19 @@ from torch import Tensor, nn
 
 from libmoe.core.errors import CheckpointError
 
+WEIGHTS = ".safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Left beside the weights by transformers' Trainer; never read here.
 TRAINER_STATE = {"optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "training_args.bin"}
+
+_BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that make the model in ``folder``: weights, their index, configuration and tokenizer, sorted."""
+    weights = [*folder.glob(f"*{WEIGHTS}"), *folder.glob("*.index.json")]
+    return sorted({*weights, *(folder / name for name in _BESIDE if (folder / name).is_file())})
 
 
 def refuse_pickles(folder: Path) -> None:

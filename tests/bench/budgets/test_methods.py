@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from libmoe.bench.budgets.memory import activation_bytes
-from libmoe.bench.grid import Entry, Grid
+from libmoe.bench.entry import Entry
+from libmoe.bench.grid import Grid
 from libmoe.bench.match import Matched, match_sizes
 from libmoe.core.config import build
 from libmoe.core.context import LayerContext

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from libmoe.bench import Grid
-from libmoe.bench.cell import CellSpec, plugin_digest
+from libmoe.bench.cell import CellSpec
 from libmoe.bench.executors import Executor, LocalPool, RayCluster, Resources, Slurm
+from libmoe.bench.origin import origin_of
 from libmoe.bench.pool import LOCK
 from libmoe.core.errors import ConfigError
 from libmoe.core.files import hold
@@ -62,14 +63,15 @@ class Calls:
 
 
 def cells(grid: Grid, folder: Path, *plugins: Path) -> list[CellSpec]:
+    recipes = {entry.key: grid.cell_recipe(entry, 0, entry.options) for entry in grid.entries}
     return [
         CellSpec(
             key=entry.key,
             label=entry.label,
-            recipe=grid.cell_recipe(entry, 0, entry.options),
+            recipe=recipes[entry.key],
             run_dir=str(folder / f"{entry.key}-s0"),
             plugins=tuple(map(str, plugins)),
-            plugin_digest=plugin_digest(entry.method),
+            origin=origin_of(recipes[entry.key]),
         )
         for entry in grid.entries
     ]

@@ -123,9 +123,8 @@ class RayCluster(Executor):
             raise ConfigError(f"--ray {self.address}: {what} ({describe(error)[:200]}); {advice}") from None
         try:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(
-                    signal.SIGTERM, before
-                )  # Ray's own handler ends the process with another exit code
+                # Ray's own handler ends the process with another exit code.
+                signal.signal(signal.SIGTERM, before)
             self._check_room()
             yield
         finally:

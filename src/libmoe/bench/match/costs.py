@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from libmoe.bench.budgets import Calibrator, Design, Quantity, estimate_memory
-from libmoe.bench.grid import Entry, Grid
+from libmoe.bench.entry import Entry
+from libmoe.bench.grid import Grid
 from libmoe.core.config import to_dict
 from libmoe.core.files import to_json
 from libmoe.data import load_tokenizer

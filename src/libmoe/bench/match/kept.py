@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from libmoe.bench.cell import plugin_digest
-from libmoe.bench.grid import Entry, Grid
+from libmoe.bench.entry import Entry
+from libmoe.bench.grid import Grid
 from libmoe.bench.match.matched import Matched
+from libmoe.bench.origin import origin_of
 from libmoe.core.config import build, to_dict
 from libmoe.core.errors import ConfigError
 from libmoe.core.files import to_json, write_json
@@ -71,7 +72,7 @@ def _question(grid: Grid, entry: Entry) -> str:
         del recipe[key]
     asked = [
         [{k: v for k, v in to_dict(e).items() if k != "label"} for e in entries],
-        [plugin_digest(e.method) for e in entries],
+        [origin_of(grid.cell_recipe(e, grid.seeds[0], e.options)) for e in entries],
         [getattr(grid, name) for name in _ASKED],
         recipe,
     ]

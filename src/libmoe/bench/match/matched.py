@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from libmoe.bench.grid import Entry, Grid
+from libmoe.bench.entry import Entry
+from libmoe.bench.grid import Grid
 from libmoe.models import Account
 from libmoe.train.recipe import Recipe
 

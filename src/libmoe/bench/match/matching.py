@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from libmoe.bench.budgets import Calibrator, Clock, Design, Goal, Quantity, Solver
-from libmoe.bench.grid import Entry, Grid
+from libmoe.bench.entry import Entry
+from libmoe.bench.grid import Grid
 from libmoe.bench.match.costs import Costs
 from libmoe.bench.match.matched import Matched
 from libmoe.core.config import to_dict

@@ -16,7 +16,8 @@ from libmoe.methods import METHODS, create
 from libmoe.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from libmoe.bench.grid import Entry, Grid
+    from libmoe.bench.entry import Entry
+    from libmoe.bench.grid import Grid
 
 Settings = dict[str, Any]
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from libmoe.bench.cell import CellSpec, check_origin, plugin_digest
-from libmoe.bench.grid import Entry, Grid
+from libmoe.bench.cell import CellSpec, check_origin
+from libmoe.bench.entry import Entry
+from libmoe.bench.grid import Grid
 from libmoe.bench.match import Matched, measure
+from libmoe.bench.origin import origin_of
 from libmoe.bench.tuning.candidates import Candidate, Settings, candidates, check_tuning, with_settings
 from libmoe.bench.tuning.search import Search, Tuned, restored, words
 from libmoe.bench.tuning.settings import OPTION, Rung, Tuning
@@ -193,7 +195,7 @@ def _trial(
         run_dir=str(folder / "tuning" / entry.key / f"{candidate.draw:02d}-{steps}-steps"),
         plugins=tuple(str(Path(p).resolve()) for p in plugins),
         threads=threads,
-        plugin_digest=plugin_digest(entry.method),
+        origin=origin_of(base),
         command=command_line(),
     )
     return Trial(candidate, number, spec)
