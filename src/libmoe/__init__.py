@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from libmoe.core.on_demand import on_demand
 
 __version__ = "0.1.0"
 
-# Public names and the module that defines each; imported on first use so that ``import libmoe`` stays light.
-_PUBLIC = {
-    "ForwardContext": "libmoe.core.context",
-    "Intervention": "libmoe.core.interventions",
-    "LibMoEError": "libmoe.core.errors",
-    "MergePlan": "libmoe.core.plan",
-    "Method": "libmoe.methods",
-    "MoELayer": "libmoe.layers",
-    "Plan": "libmoe.core.plan",
-    "Router": "libmoe.core.routing",
-    "Routing": "libmoe.core.routing",
-    "Site": "libmoe.core.site",
-    "SoftPlan": "libmoe.core.plan",
-    "SparsePlan": "libmoe.core.plan",
-    "accelerate": "libmoe.models",
-    "account": "libmoe.models",
-    "build_backbone": "libmoe.models",
-    "create": "libmoe.methods",
-    "export": "libmoe.models",
-    "import_": "libmoe.models",
-    "load": "libmoe.models",
-    "moe_layers": "libmoe.layers",
-    "moeify": "libmoe.models",
-    "options": "libmoe.core.context",
-    "register_experts": "libmoe.models",
-    "register_method": "libmoe.methods",
-    "save": "libmoe.models",
-    "set_backend": "libmoe.experts",
+_HOMES = {
+    "ForwardContext": "core.context",
+    "Intervention": "core.interventions",
+    "LibMoEError": "core.errors",
+    "MergePlan": "core.plan",
+    "Method": "methods",
+    "MoELayer": "layers",
+    "Plan": "core.plan",
+    "Router": "core.routing",
+    "Routing": "core.routing",
+    "Site": "core.site",
+    "SoftPlan": "core.plan",
+    "SparsePlan": "core.plan",
+    "accelerate": "models",
+    "account": "models",
+    "build_backbone": "models",
+    "create": "methods",
+    "export": "models",
+    "import_": "models",
+    "load": "models",
+    "moe_layers": "layers",
+    "moeify": "models",
+    "options": "core.context",
+    "register_experts": "models",
+    "register_method": "methods",
+    "save": "models",
+    "set_backend": "experts",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'libmoe' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
-
+__getattr__, __dir__ = on_demand(__name__, _HOMES)
 
 if TYPE_CHECKING:
     from libmoe.core.context import ForwardContext, options

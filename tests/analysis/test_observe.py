@@ -9,45 +9,11 @@ from torch import nn
 
 import libmoe
 from experts_families import FAMILIES, experts_in, model_of
+from experts_of_their_own import OWN_WAYS, SIZES, own_way
 from libmoe.analysis import TraceRecorder
 from libmoe.analysis.observe import explaining_score, find_layers, observe
 from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
-
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-}
-
-
-def others() -> dict[str, nn.Module]:
-    """Families that call their experts in ways of their own."""
-    t5 = {"vocab_size": 97, "d_model": 32, "num_experts": 4, "pad_token_id": 1, "decoder_start_token_id": 1}
-    switch = tf.SwitchTransformersConfig(
-        **t5, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=4, expert_capacity=3,
-        num_sparse_encoder_layers=2, num_sparse_decoder_layers=2,
-    )  # fmt: skip
-    nllb = tf.NllbMoeConfig(
-        **t5, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, encoder_sparse_step=1, decoder_sparse_step=1,
-    )  # fmt: skip
-    jet = tf.JetMoeConfig(
-        **TINY, kv_channels=8, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=4
-    )
-    llama = tf.Llama4TextConfig(
-        **TINY, intermediate_size_mlp=24, num_local_experts=4, num_experts_per_tok=2, head_dim=8,
-        interleave_moe_layer_step=1, num_key_value_heads=4,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return {
-        "switch": tf.SwitchTransformersForConditionalGeneration(switch),
-        "nllb": tf.NllbMoeForConditionalGeneration(nllb),
-        "jetmoe": tf.JetMoeForCausalLM(jet),
-        "llama4": tf.Llama4ForCausalLM(llama),
-    }
 
 
 def observed(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor, list, TraceRecorder]:
@@ -79,9 +45,9 @@ def test_every_family_is_seen_whole_and_computes_the_same(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["switch", "nllb", "jetmoe", "llama4"])
+@pytest.mark.parametrize("name", OWN_WAYS)
 def test_families_with_ways_of_their_own(name: str) -> None:
-    model = others()[name].eval()
+    model = own_way(name, **({"expert_capacity": 3} if name == "switch" else {}))
     plain, seen, layers, recorder = observed(model)
     assert torch.equal(plain, seen)
     trace = recorder.trace()
@@ -138,7 +104,7 @@ def test_generation_is_observed_step_by_step() -> None:
 
 
 def test_a_dense_model_is_refused_and_libmoe_layers_need_no_hooks() -> None:
-    dense = tf.LlamaForCausalLM(tf.LlamaConfig(**TINY))
+    dense = tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES, intermediate_size=24))
     with (
         pytest.raises(ConfigError, match="LlamaForCausalLM has no MoE layer that can be observed"),
         observe(dense),

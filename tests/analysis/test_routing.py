@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from libmoe.analysis import RoutingSummary, mutual_information_bits
+from libmoe.analysis import RoutingSummary
 from libmoe.core.context import ForwardContext, Options
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Routing
@@ -50,8 +50,10 @@ def test_dropped_assignments_count_as_load_but_not_as_work():
     assert layer.experts_per_token == pytest.approx(0.5)
 
 
-def test_mutual_information_of_independent_variables_is_zero():
+def test_an_expert_with_a_hundredth_of_its_share_is_not_dead_and_one_with_less_is():
+    load = [994, 6, 0, 1000]
+    layer = summary_of(torch.repeat_interleave(torch.arange(4), torch.tensor(load)).view(-1, 1), 4)
+    assert layer.dead == 1
     assert (
-        mutual_information_bits(torch.outer(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 5.0, 1.0]))) < 1e-12
+        summary_of(torch.repeat_interleave(torch.arange(2), torch.tensor([999, 1])).view(-1, 1), 2).dead == 1
     )
-    assert mutual_information_bits(torch.zeros(2, 2)) == 0.0

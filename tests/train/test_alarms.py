@@ -18,9 +18,22 @@ def record(load: list[float], loss: float = 2.0) -> dict:
 
 def test_balance_of_an_even_and_of_a_collapsed_load() -> None:
     even = record([5.0, 5.0, 5.0, 5.0])["balance"]["3"]
-    assert even == {"load": [0.25] * 4, "entropy": pytest.approx(math.log(4)), "max_violation": 0.0, "dead": 0}
+    assert even == {
+        "load": [0.25] * 4,
+        "entropy": pytest.approx(math.log(4)),
+        "max_violation": 0.0,
+        "dead": 0,
+    }
     collapsed = record([20.0, 0.0, 0.0, 0.0])["balance"]["3"]
     assert (collapsed["entropy"], collapsed["max_violation"], collapsed["dead"]) == (0.0, 3.0, 3)
+
+
+def test_a_layer_that_nobody_was_routed_to_is_all_dead_and_collapsed() -> None:
+    nobody = record([0.0, 0.0, 0.0])["balance"]["3"]
+    assert nobody == {"load": [0.0] * 3, "entropy": 0.0, "max_violation": -1.0, "dead": 3}
+    alarms = Alarms()
+    kinds = [a["kind"] for _ in range(PATIENCE) for a in alarms.check(record([0.0, 0.0, 0.0]))]
+    assert kinds == ["dead_experts", "collapse"]
 
 
 def test_an_expert_is_dead_only_after_several_records_and_is_reported_once() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libmoe.analysis.trace import Piece, Trace
+from libmoe.core.balance import surprise
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -102,7 +104,7 @@ class Choices:
     expert_RK: NDArray[np.int64]
     weight_RK: Floats
     kept_RK: NDArray[np.bool_]
-    row: dict[str, NDArray[np.generic]]
+    row: dict[str, NDArray[Any]]
 
 
 def split(piece: Piece) -> Iterator[tuple[int, Choices]]:
@@ -157,7 +159,7 @@ def _add(counts: LayerCounts, part: Choices, values: dict[str, Ints]) -> None:
 
 def _add_uncertainty(counts: LayerCounts, part: Choices) -> None:
     share_RK = part.weight_RK / np.maximum(part.weight_RK.sum(1, keepdims=True), 1e-30)
-    counts.weight_entropy_sum += float(-(share_RK * np.log(np.maximum(share_RK, 1e-30))).sum())
+    counts.weight_entropy_sum += float(surprise(share_RK).sum())
     entropy_R, margin_R = (part.row[name].astype(np.float64) for name in ("entropy", "margin"))
     known_R = np.isfinite(entropy_R)
     counts.scored += int(known_R.sum())

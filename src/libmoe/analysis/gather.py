@@ -56,11 +56,17 @@ def gather(
         DataError: checkpoints were traced on different text.
     """
     columns = [column for column in trace.facts.get("side", []) if trace.labels(column)]
-    counts = count(trace, by=columns, layers=layers)
-    chosen = list(counts.layers)
+    chosen = trace.layers if layers is None else sorted(layers)
+    seen = _seen(trace)
+    wide = sum(len(counted) for _, counted in seen.values())
+    parts = list(_chunks(chosen, [wide * trace.num_experts(layer) for layer in chosen]))
+    whole = len(parts) == 1  # else tokens and positions take passes of their own, some layers in each
+    counts = count(trace, by=[*columns, *(seen if whole else ())], layers=chosen)
     rows = {layer: _layer(layer, counts, trace, columns) for layer in chosen}
-    for layer, more in _by_token(trace, chosen, texts):
-        rows[layer] |= more
+    for part in parts:
+        by_token = counts if whole else count(trace, by=list(seen), layers=part)
+        for layer in part:
+            rows[layer] |= _of_tokens(by_token.layers[layer], seen, texts)
     for layer, known in (similarity or {}).items():
         rows[layer]["similarity"] = dict(known)
     found: dict[str, Any] = {
@@ -71,7 +77,7 @@ def gather(
         "notes": [*notes, *_limits(trace)],
     }
     if series is not None:
-        found["checkpoints"] = list(_checkpoints(series, chosen))
+        found["checkpoints"] = list(_checkpoints(series, counts))
     if any(counts.layers[layer].dropped_N.any() for layer in chosen):
         edges, share = drop_curve(trace, layers=chosen)
         found["drops"] = {"edges": edges.tolist(), "share": share.tolist()}
@@ -134,33 +140,36 @@ def _groups(mine: LayerCounts, counts: Counts, trace: Trace, name: str) -> dict[
     }
 
 
-def _by_token(
-    trace: Trace, layers: Sequence[int], texts: Texts | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+Seen = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By column: the values that occur, in order, and how often each does."""
+
+
+def _seen(trace: Trace) -> Seen:
+    """Of ``token`` and ``position``, as far as they tell tokens apart."""
+    found = {
+        name: np.unique(values, return_counts=True)
+        for name, values in trace.tokens(["token", "position"]).items()
+    }
+    return {
+        name: (value, counted) for name, (value, counted) in found.items() if len(value) > 1 and value[0] >= 0
+    }
+
+
+def _of_tokens(mine: LayerCounts, seen: Seen, texts: Texts | None) -> dict[str, Any]:
     """What the id and the position of a token tell about its experts, and which ids each expert takes."""
-    seen = trace.tokens(["token", "position"])
-    columns = [
-        name for name in ("token", "position") if len(np.unique(seen[name])) > 1 and seen[name].min() >= 0
-    ]
-    if not columns:
-        return
-    ids, occurrences = np.unique(seen["token"], return_counts=True)
-    wide = sum(len(np.unique(seen[name])) for name in columns)
-    for together in _chunks(layers, [wide * trace.num_experts(layer) for layer in layers]):
-        counts = count(trace, by=columns, layers=together)
-        for layer, mine in counts.layers.items():
-            found: dict[str, Any] = {
-                "explained": {name: information.explained(mine.by[name]) for name in columns}
-            }
-            if texts is not None and "token" in columns:
-                found["top_tokens"] = [
-                    [
-                        {"text": texts([int(ids[t.place])])[0], "share": t.share, "count": t.occurrences}
-                        for t in tokens
-                    ]
-                    for tokens in top_tokens(mine.by["token"], occurrences)
-                ]
-            yield layer, found
+    if not seen:
+        return {}
+    found: dict[str, Any] = {"explained": {name: information.explained(mine.by[name]) for name in seen}}
+    if texts is not None and "token" in seen:
+        ids, occurrences = seen["token"]
+        found["top_tokens"] = [
+            [
+                {"text": texts([int(ids[t.place])])[0], "share": t.share, "count": t.occurrences}
+                for t in tokens
+            ]
+            for tokens in top_tokens(mine.by["token"], occurrences)
+        ]
+    return found
 
 
 def _chunks(layers: Sequence[int], cells: Sequence[int]) -> Iterator[list[int]]:
@@ -176,10 +185,10 @@ def _chunks(layers: Sequence[int], cells: Sequence[int]) -> Iterator[list[int]]:
     yield together
 
 
-def _checkpoints(series: Series, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for place, (step, changes) in enumerate(zip(series.steps, series.against_last(), strict=True)):
-        counts = series.counts(place)
-        rows = [_checkpoint_layer(layer, counts.layers[layer], changes[layer]) for layer in layers]
+def _checkpoints(series: Series, last: Counts) -> Iterator[dict[str, Any]]:
+    counted = [*(series.counts(place) for place in range(len(series) - 1)), last]
+    for step, counts, changes in zip(series.steps, counted, series.against_last(), strict=True):
+        rows = [_checkpoint_layer(layer, counts.layers[layer], changes[layer]) for layer in last.layers]
         yield {"label": f"step {step:,}", "step": step, "layers": rows}
 
 

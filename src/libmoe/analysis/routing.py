@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from libmoe.analysis.metrics.information import mutual_information
+from libmoe.core import balance
 from libmoe.core.plan import SparsePlan
 
 if TYPE_CHECKING:
@@ -16,22 +18,6 @@ if TYPE_CHECKING:
 
     from libmoe.core.context import LayerContext
     from libmoe.core.routing import Routing
-
-
-def entropy(share_N: Tensor) -> float:
-    """Entropy of a distribution in nats."""
-    return float(-(share_N * share_N.clamp_min(1e-30).log()).sum())
-
-
-def mutual_information_bits(count_DN: Tensor) -> float:
-    """Mutual information of two variables from their joint counts, in bits; 0 when they are independent."""
-    total = count_DN.sum()
-    if total <= 0:
-        return 0.0
-    joint = (count_DN / total).double()
-    outer = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-    used = joint > 0
-    return max(0.0, float((joint[used] * (joint[used] / outer[used]).log2()).sum()))
 
 
 @dataclass
@@ -86,25 +72,22 @@ class RoutingSummary:
         return [self._summarise(i) for i in sorted(self._count)]
 
     def _summarise(self, index: int) -> LayerSummary:
-        count_DN = self._count[index].double()
+        count_DN = self._count[index].double().numpy()
         count_N = count_DN.sum(0)
-        num_experts = len(count_N)
-        share_N = count_N / count_N.sum().clamp_min(1e-30)
-        nats = entropy(share_N)
         use = {
-            name: (count_DN[d] / count_DN[d].sum().clamp_min(1e-30)).tolist()
+            name: balance.shares(count_DN[d]).tolist()
             for d, name in enumerate(self.domains)
             if count_DN[d].sum() > 0
         }
         return LayerSummary(
             layer=index,
-            num_experts=num_experts,
-            load=share_N.tolist(),
-            entropy=nats,
-            normalised_entropy=nats / math.log(num_experts) if num_experts > 1 else 1.0,
-            max_violation=float(share_N.max() * num_experts - 1),
-            dead=int((count_N == 0).sum()),
+            num_experts=len(count_N),
+            load=balance.shares(count_N).tolist(),
+            entropy=balance.entropy(count_N),
+            normalised_entropy=balance.normalised_entropy(count_N),
+            max_violation=balance.max_violation(count_N),
+            dead=len(balance.dead(count_N)),
             experts_per_token=self._computed[index] / max(self._tokens[index], 1.0),
             domain_load=use,
-            mutual_information_bits=mutual_information_bits(count_DN) if len(use) > 1 else 0.0,
+            mutual_information_bits=mutual_information(count_DN) / math.log(2),
         )

@@ -14,8 +14,9 @@ Names are imported when first used, so ``import libmoe.data`` costs nothing.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from libmoe.core.on_demand import on_demand
 
 if TYPE_CHECKING:
     from libmoe.data.corpus import Corpus, load_corpus
@@ -34,16 +35,24 @@ if TYPE_CHECKING:
     from libmoe.data.tokenizer import load_tokenizer, train_tokenizer
 
 _HOMES = {
-    "corpus": ("Corpus", "load_corpus"),
-    "evaluation": ("MODEL_INPUTS", "UnigramEntropy", "bits_per_byte", "eval_windows", "unigram_entropy"),
-    "files": ("cache_dir",),
-    "loader": ("PackedLoader",),
-    "overlap": ("overlaps",),
-    "tasks": ("TASKS", "task_dir"),
-    "tokenized": ("TokenStream", "TokenizedCorpus", "TokenizedSplit"),
-    "tokenizer": ("load_tokenizer", "train_tokenizer"),
+    "MODEL_INPUTS": "evaluation",
+    "TASKS": "tasks",
+    "Corpus": "corpus",
+    "PackedLoader": "loader",
+    "TokenStream": "tokenized",
+    "TokenizedCorpus": "tokenized",
+    "TokenizedSplit": "tokenized",
+    "UnigramEntropy": "evaluation",
+    "bits_per_byte": "evaluation",
+    "cache_dir": "files",
+    "eval_windows": "evaluation",
+    "load_corpus": "corpus",
+    "load_tokenizer": "tokenizer",
+    "overlaps": "overlap",
+    "task_dir": "tasks",
+    "train_tokenizer": "tokenizer",
+    "unigram_entropy": "evaluation",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "MODEL_INPUTS",
@@ -65,12 +74,4 @@ __all__ = [
     "unigram_entropy",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = on_demand(__name__, _HOMES)

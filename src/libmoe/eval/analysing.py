@@ -10,8 +10,9 @@ from torch import nn
 from libmoe.analysis.experts import examine
 from libmoe.analysis.gather import gather
 from libmoe.analysis.series import Series
+from libmoe.analysis.trace import Trace
 from libmoe.core.errors import ConfigError
-from libmoe.core.files import finite, write_json
+from libmoe.core.files import finite, read_json, write_json
 from libmoe.eval.heldout import evaluating
 from libmoe.eval.sample import pieces
 from libmoe.eval.subjects import Subject, Target
@@ -19,6 +20,8 @@ from libmoe.eval.tracing import Look, Progress, Text, Traced, trace_target
 
 PROBED = 8
 """Rows of text on which the outputs of all experts are compared."""
+STUDIES_FILE = "studies.json"
+"""What :func:`libmoe.eval.studying.study_runs` leaves beside an analysis."""
 
 
 def analyse(
@@ -30,7 +33,7 @@ def analyse(
     experts: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Trace a target and gather the analysis; writes ``analysis.json``.
+    """Trace a target and gather the analysis; writes ``analysis.json``, with the studies that are there already.
 
     Args:
         out: folder of ``analysis.json`` and of the traces of checkpoints; ``None``: ``analysis`` in the target's.
@@ -51,15 +54,27 @@ def analyse(
     gathered = gather(
         last,
         name=target.name,
-        facts=_facts(target, subject, text, look, traced.model),
+        facts=_facts(target, subject, last, text, look, traced.model),
         texts=lambda ids: pieces(text.tokenizer, ids),
         series=Series(steps, traces) if len(traces) > 1 else None,
         similarity=similarity,
         notes=notes,
     )
-    found: dict[str, Any] = finite(gathered)
+    found: dict[str, Any] = finite(gathered) | _studies(home)
     write_json(home / "analysis.json", found, indent=None)
     return found | {"trace": str(place), "saved_to": str(home / "analysis.json")}
+
+
+def take_up_studies(home: Path) -> None:
+    """Put the studies in a folder into its ``analysis.json``, if it has one."""
+    found = read_json(home / "analysis.json")
+    if found is not None:
+        write_json(home / "analysis.json", found | _studies(home), indent=None)
+
+
+def _studies(home: Path) -> dict[str, Any]:
+    known = read_json(home / STUDIES_FILE) or {}
+    return {"studies": known["studies"]} if "studies" in known else {}
 
 
 def _examined(traced: Traced, look: Look, path: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
@@ -88,10 +103,12 @@ def _examined(traced: Traced, look: Look, path: Path) -> tuple[dict[int, dict[st
     return {layer: {kind: row[kind] for kind in kinds if kind in row} for layer, row in found.items()}, notes
 
 
-def _facts(target: Target, subject: Subject, text: Text, look: Look, model: nn.Module) -> dict[str, Any]:
+def _facts(
+    target: Target, subject: Subject, trace: Trace, text: Text, look: Look, model: nn.Module
+) -> dict[str, Any]:
     recipe = target.recipe
     facts: dict[str, Any] = {"model": str(target.folder), "architecture": type(model).__name__}
     if recipe is not None:
         facts |= {"method": recipe.method.name, "step": subject.step}
     facts["text"] = ", ".join(look.tasks) or look.data or target.data.source
-    return facts | {text.column + "s": ", ".join(text.names)}
+    return facts | {text.column + "s": ", ".join(trace.labels(text.column) or [])}

@@ -10,11 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from libmoe.analysis import RoutingSummary, TraceRecorder
-from libmoe.core.errors import CheckpointError, ConfigError
+from libmoe.core.errors import CheckpointError
 from libmoe.core.files import write_json
 from libmoe.data import load_corpus, unigram_entropy
 from libmoe.eval.evaluating import evaluate_opened, rows_of
@@ -22,6 +21,7 @@ from libmoe.eval.harness.settings import Settings
 from libmoe.eval.heldout import HeldOut, open_data
 from libmoe.eval.opening import OpenModel, fingerprint, model_folder
 from libmoe.eval.sample import sample_routing
+from libmoe.eval.subjects import heldout_text, on_device
 from libmoe.layers import moe_layers
 from libmoe.models import account, load_any
 from libmoe.models.card import write_card
@@ -124,18 +124,8 @@ def _recipe_of(folder: Path) -> Recipe | None:
 
 def _prepare(model_dir: Path, data: DataConfig, config: EvalConfig) -> tuple[nn.Module, Any, HeldOut]:
     """The model on the device it will run on, its tokenizer and the held-out windows."""
-    model = load_any(model_dir).to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenized, tokenizer = open_data(data, progress=True)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        raise ConfigError(
-            f"the model in {model_dir} has {rows} embeddings but the tokenizer {data.tokenizer!r} has "
-            f"{len(tokenizer)} tokens; use the tokenizer that the model was trained with"
-        )
-    longest = getattr(model.config, "max_position_embeddings", None) or data.seq_len
-    heldout = HeldOut(
-        tokenized["test"], min(data.seq_len, longest), config.windows_per_domain, config.batch_size
-    )
+    model = on_device(load_any(model_dir))
+    heldout, tokenizer, _ = heldout_text(model, f"the model in {model_dir}", data, config)
     return model, tokenizer, heldout
 
 

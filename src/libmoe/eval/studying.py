@@ -14,9 +14,10 @@ from libmoe.analysis.studies import STUDIES, Quality, Run, run_studies
 from libmoe.analysis.studies.optimality import Losses, hide_best
 from libmoe.core.errors import CheckpointError, ConfigError, DataError, unknown
 from libmoe.core.files import write_json
+from libmoe.eval.analysing import STUDIES_FILE, take_up_studies
 from libmoe.eval.curves import curve
-from libmoe.eval.heldout import HeldOut, open_data
-from libmoe.eval.subjects import Target, find_target, measured_with
+from libmoe.eval.heldout import HeldOut
+from libmoe.eval.subjects import Target, find_target, heldout_text, longest_text, measured_with
 from libmoe.eval.tracing import Look, Traced, trace_target
 from libmoe.layers import moe_layers
 
@@ -35,7 +36,8 @@ def study_runs(
 ) -> dict[str, Any]:
     """Studies of runs; writes ``studies.json`` into ``out`` and returns it.
 
-    Traces and scores are kept in the run folders, so an interrupted or repeated call computes nothing twice.
+    Traces and scores are kept in the run folders, so an interrupted or repeated call computes nothing twice.  An
+    analysis in ``out`` takes the studies up, and so does one that is made there later.
 
     Args:
         specs: run folders, saved models, or folders of runs (a grid), whose dense runs are left out.
@@ -71,9 +73,10 @@ def study_runs(
             f"{', '.join(map(str, specs))}: no run with experts to study; {notes[0] if notes else 'give run folders'}"
         )
     studies, missing = run_studies(runs, names)
-    file = Path(out) / "studies.json"
+    file = Path(out) / STUDIES_FILE
     found = {"studies": studies, "missing": missing, "notes": notes}
     write_json(file, found)
+    take_up_studies(file.parent)
     return found | {"saved_to": str(file)}
 
 
@@ -145,12 +148,11 @@ def _hidden(
     if not layers:
         raise ConfigError(f"{target.name} has routers of transformers; libmoe.import_ it first")
     data, config = measured_with(target, look.data, look.windows)
-    longest = min(data.seq_len, getattr(model.config, "max_position_embeddings", None) or data.seq_len)
+    longest = longest_text(model, data)
 
     @cache
     def heldout() -> HeldOut:  # not opened where everything is finished
-        tokenized, _ = open_data(data)
-        return HeldOut(tokenized["test"], longest, config.windows_per_domain, config.batch_size)
+        return heldout_text(model, target.name, data, config)[0]
 
     def score() -> Losses:
         found = heldout().score(model)

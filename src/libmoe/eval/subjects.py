@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from libmoe.core.errors import CheckpointError, ConfigError, nearest
 from libmoe.core.files import read_json
 from libmoe.data import load_tokenizer
+from libmoe.eval.heldout import HeldOut, open_data
 from libmoe.eval.opening import fingerprint, model_folder
 from libmoe.models import load_any
 from libmoe.train import checkpoint
@@ -154,6 +156,31 @@ def measured_with(target: Target, data: str | None, windows: int) -> tuple[DataC
     """How the target's text is cut: as its recipe says, but for what the user asked for."""
     config = replace(target.evaluation, windows_per_domain=windows)
     return (target.data if data is None else replace(target.data, source=data, domains=None)), config
+
+
+def longest_text(model: nn.Module, data: DataConfig) -> int:
+    """Tokens of a window: as many as the recipe says, or as the model has positions for."""
+    return min(data.seq_len, getattr(model.config, "max_position_embeddings", None) or data.seq_len)
+
+
+def heldout_text(
+    model: nn.Module, name: str, data: DataConfig, config: EvalConfig
+) -> tuple[HeldOut, Any, str]:
+    """Held-out windows that the model can read, their tokenizer, and what tells this text from others.
+
+    Raises:
+        ConfigError: the tokenizer has more tokens than the model embeddings.
+    """
+    tokenized, tokenizer = open_data(data, progress=True)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise ConfigError(
+            f"{name} has {rows} embeddings but the tokenizer {data.tokenizer!r} has {len(tokenizer)} tokens; "
+            "use the tokenizer that the model was trained with"
+        )
+    longest = longest_text(model, data)
+    heldout = HeldOut(tokenized["test"], longest, config.windows_per_domain, config.batch_size)
+    return heldout, tokenizer, f"{tokenized.key}:{longest}"
 
 
 def on_device(model: nn.Module) -> nn.Module:

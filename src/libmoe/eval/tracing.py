@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from libmoe.analysis.observe import find_layers, observe
 from libmoe.analysis.trace import Trace, TraceRecorder
 from libmoe.core.errors import ConfigError
 from libmoe.core.files import read_json, to_json
-from libmoe.eval.heldout import HeldOut, evaluating, open_data
-from libmoe.eval.subjects import Subject, Target, measured_with, on_device
+from libmoe.data import load_tokenizer
+from libmoe.eval.heldout import evaluating
+from libmoe.eval.subjects import Subject, Target, heldout_text, longest_text, measured_with, on_device
 from libmoe.eval.task_text import task_batches
 from libmoe.layers import moe_layers
 
@@ -53,15 +55,35 @@ class Look:
             )
 
 
+Batches = list[dict[str, torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class Text:
-    """Batches to run, their tokenizer, and what the side input ``column`` stands for."""
+    """What a model reads.
 
-    batches: list[dict[str, torch.Tensor]]
+    Attributes:
+        key: tells this text from others.
+        column: the side input of the batches that numbers domains or tasks.
+        read: makes the batches, and the names of the values of ``column``; what is traced already needs neither.
+    """
+
+    key: str
     tokenizer: Any
     column: str
-    names: list[str]
-    key: str
+    read: Callable[[], tuple[Batches, list[str]]]
+
+    @cached_property
+    def _made(self) -> tuple[Batches, list[str]]:
+        return self.read()
+
+    @property
+    def batches(self) -> Batches:
+        return self._made[0]
+
+    @property
+    def names(self) -> list[str]:
+        return self._made[1]
 
 
 @dataclass(frozen=True)
@@ -85,19 +107,18 @@ def trace_target(
     Raises:
         CheckpointError, ConfigError, DataError: no such model, text or layer; a dense model.
     """
-    text: Text | None = None
+    last = target.subjects[-1]
+    model = on_device(last.open())
+    check_layers(model, target, look)
+    text = text_for(target, look, model)
     found: list[tuple[Subject, Trace]] = []
     for subject in target.subjects:
-        last = subject is target.subjects[-1]
-        folder = trace if last else others / subject.label.replace(" ", "-")
-        model = on_device(subject.open())
-        check_layers(model, target, look)
-        text = text or text_for(target, look, model)
+        folder = trace if subject is last else others / subject.label.replace(" ", "-")
         kind = _fingerprint(subject, look, text)
         if not _is_kept(folder, kind):
-            _trace(model, subject, text, look, folder, kind, progress)
+            its_model = model if subject is last else on_device(subject.open())
+            _trace(its_model, subject, text, look, folder, kind, progress)
         found.append((subject, Trace.open(folder)))
-    assert text is not None  # a target has at least one subject
     return Traced(found, text, model)
 
 
@@ -118,27 +139,25 @@ def text_for(target: Target, look: Look, model: nn.Module) -> Text:
         ConfigError: the tokenizer has more tokens than the model embeddings.
     """
     data, config = measured_with(target, look.data, look.windows)
-    longest = min(data.seq_len, getattr(model.config, "max_position_embeddings", None) or data.seq_len)
     if look.tasks:
-        from libmoe.data import load_tokenizer
-
-        tokenizer = load_tokenizer(data.tokenizer)
-        batches, names = task_batches(model, tokenizer, look.tasks, look.windows, longest, config.batch_size)
-        return Text(batches, tokenizer, "task", names, ",".join(look.tasks))
-    tokenized, tokenizer = open_data(data, progress=True)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        raise ConfigError(
-            f"{target.name} has {rows} embeddings but the tokenizer {data.tokenizer!r} has {len(tokenizer)} tokens; "
-            "use the tokenizer that the model was trained with"
+        tokenizer, longest = load_tokenizer(data.tokenizer), longest_text(model, data)
+        return Text(
+            f"{','.join(look.tasks)}:{longest}:{target.subjects[-1].identity}",  # which scored the answers
+            tokenizer,
+            "task",
+            lambda: task_batches(model, tokenizer, look.tasks, look.windows, longest, config.batch_size),
         )
-    heldout = HeldOut(tokenized["test"], longest, config.windows_per_domain, config.batch_size)
-    batches = [
-        {"input_ids": b["input_ids"], "position_ids": b["position_ids"], "domain": b["domain_ids"]}
-        for windows in heldout.windows.values()
-        for b in windows
-    ]
-    return Text(batches, tokenizer, "domain", heldout.names, f"{tokenized.key}:{longest}")
+    heldout, tokenizer, key = heldout_text(model, target.name, data, config)
+
+    def read() -> tuple[Batches, list[str]]:
+        batches = [
+            {"input_ids": b["input_ids"], "position_ids": b["position_ids"], "domain": b["domain_ids"]}
+            for windows in heldout.windows.values()
+            for b in windows
+        ]
+        return batches, heldout.names
+
+    return Text(key, tokenizer, "domain", read)
 
 
 def _fingerprint(subject: Subject, look: Look, text: Text) -> str:

@@ -5,11 +5,11 @@ Folders and files only: no server, no account.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-# Public names and the module that defines each; imported on first use.
-_PUBLIC = {
+from libmoe.core.on_demand import on_demand
+
+_HOMES = {
     "DriftDetector": "drift",
     "Gate": "gate",
     "Lineage": "lineage",
@@ -41,16 +41,7 @@ __all__ = [
     "trace_back",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
-
+__getattr__, __dir__ = on_demand(__name__, _HOMES)
 
 if TYPE_CHECKING:
     from libmoe.mlops.comparison import regression

@@ -10,10 +10,9 @@ from typing import Any
 from libmoe.core.files import digest
 from libmoe.eval.opening import model_folder
 from libmoe.models.card.facts import RunFacts, run_of
+from libmoe.models.weights import WEIGHTS, model_files
 from libmoe.train.provenance import digest_of
 
-WEIGHTS = ".safetensors"
-MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 RUN_FILES = ("recipe.yaml", "provenance.json", "result.json", "eval.json")
 """What of a run is kept with a registered model."""
 
@@ -70,9 +69,7 @@ def trace_back(source: str | Path) -> Lineage:
 
 def digests(model: Path) -> dict[str, str]:
     """SHA-256 of the files that make a model."""
-    weights = [*model.glob(f"*{WEIGHTS}"), *model.glob("*.index.json")]
-    files = sorted({*weights, *(model / name for name in MODEL_FILES if (model / name).is_file())})
-    return {path.name: digest(path) for path in files}
+    return {path.name: digest(path) for path in model_files(model)}
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, float]:

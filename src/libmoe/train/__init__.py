@@ -5,8 +5,9 @@ Names are imported when first used, so that reading a recipe does not load the t
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from libmoe.core.on_demand import on_demand
 
 if TYPE_CHECKING:
     from libmoe.train.build import build_model, load_data
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from libmoe.train.recipe import Recipe, load_recipe, save_recipe, validate
     from libmoe.train.stopping import Interrupted
 
-_HOME_OF = {
+_HOMES = {
     "Interrupted": "stopping",
     "Recipe": "recipe",
     "TrainResult": "folder",
@@ -39,12 +40,4 @@ __all__ = [
     "validate",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = on_demand(__name__, _HOMES)

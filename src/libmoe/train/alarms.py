@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from libmoe.train.metrics import DEAD_SHARE
+from libmoe.core.balance import dead as dead_experts
 
 PATIENCE = 5
 """Logged steps in a row that a bad load must last: one small batch may well miss an expert."""
@@ -41,7 +41,7 @@ class Alarms:
             load = balance["load"]
             if len(load) < 2:
                 continue
-            dead = [e for e, share in enumerate(load) if share < DEAD_SHARE / len(load)]
+            dead = dead_experts(load)
             fresh = [e for e in range(len(load)) if self._lasts(f"dead/{layer}/{e}", e in dead)]
             if fresh:
                 found.append(

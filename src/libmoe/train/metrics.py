@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
+from libmoe.core.balance import dead, entropy, max_violation, shares
 from libmoe.core.errors import CheckpointError
 from libmoe.core.files import to_json
 from libmoe.core.statistics import LayerLoad, StepStatistics, all_reduce_sum
-
-DEAD_SHARE = 0.01
-"""An expert with less than this fraction of a fair share counts as dead."""
 
 
 class JsonLines:
@@ -64,19 +62,17 @@ def balance(loads: Mapping[int, LayerLoad]) -> dict[str, dict[str, Any]]:
     """How evenly each layer spread its tokens.
 
     Returns:
-        By layer index (as text, for JSON): ``load``, the N shares of assignments; ``entropy`` of the shares in
-        nats (ln N at best); ``max_violation``, largest share over fair share minus 1 (arXiv 2408.15664 §2.3, for
-        one batch); ``dead``, experts with less than a hundredth of a fair share.
+        By layer index (as text, for JSON): ``load``, the N shares of assignments; ``entropy`` of the shares in nats,
+        ``max_violation`` and the number of ``dead`` experts, as :mod:`libmoe.core.balance` defines them.
     """
     result = {}
     for layer, load in loads.items():
-        share_N = load.count_N.double() / load.count_N.double().sum().clamp_min(1e-12)
-        fair = 1 / len(share_N)
+        count_N = load.count_N.double().cpu().numpy()
         result[str(layer)] = {
-            "load": [short(s) for s in share_N.tolist()],
-            "entropy": short(float(torch.special.entr(share_N).sum())),
-            "max_violation": short(float(share_N.max()) / fair - 1),
-            "dead": int((share_N < DEAD_SHARE * fair).sum()),
+            "load": [short(s) for s in shares(count_N).tolist()],
+            "entropy": short(entropy(count_N)),
+            "max_violation": short(max_violation(count_N)),
+            "dead": len(dead(count_N)),
         }
     return result
 

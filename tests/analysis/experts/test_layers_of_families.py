@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as tf
 from torch import Tensor, nn
 
 from experts_families import FAMILIES, model_of
+from experts_of_their_own import own_way
 from libmoe.analysis.experts import Probed, expert_matrices, gate_rows, layers_of, probing, shared_matrices
 from libmoe.analysis.observe import observe
 from libmoe.core.errors import ConfigError
@@ -100,16 +100,8 @@ def test_a_shared_expert_is_found_where_there_is_one() -> None:
     assert shared_matrices(layers_of(model_of("mixtral"))[0]) is None
 
 
-SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-CHOICE = {"num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24}
-
-
 def test_llama4_whose_weights_scale_the_input() -> None:
-    torch.manual_seed(0)
-    config = tf.Llama4TextConfig(
-        **SIZES, **CHOICE, intermediate_size_mlp=24, head_dim=8, interleave_moe_layer_step=1
-    )
-    model = tf.Llama4ForCausalLM(config).eval()
+    model = own_way("llama4")
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     blocks: list[Tensor] = []
@@ -134,8 +126,7 @@ def test_llama4_whose_weights_scale_the_input() -> None:
 
 
 def test_jetmoe_has_feed_forward_experts_beside_its_attention_heads() -> None:
-    torch.manual_seed(0)
-    model = tf.JetMoeForCausalLM(tf.JetMoeConfig(**SIZES, **CHOICE, kv_channels=8)).eval()
+    model = own_way("jetmoe")
     blocks: list[Tensor] = []
     layers = layers_of(model)
     assert [type(layer.block).__name__ for layer in layers] == ["JetMoeMoE"] * 2
@@ -153,13 +144,7 @@ def test_jetmoe_has_feed_forward_experts_beside_its_attention_heads() -> None:
 
 
 def test_experts_in_a_list_of_modules() -> None:
-    torch.manual_seed(0)
-    config = tf.SwitchTransformersConfig(
-        vocab_size=97, d_model=32, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=4, num_experts=4,
-        num_sparse_encoder_layers=2, num_sparse_decoder_layers=2, expert_capacity=9, pad_token_id=0,
-        decoder_start_token_id=0,
-    )  # fmt: skip
-    model = tf.SwitchTransformersForConditionalGeneration(config).eval()
+    model = own_way("switch", expert_capacity=9)
     ids = torch.randint(3, 90, (1, 5))
     seen, _ = probed_and_called(model, {"input_ids": ids, "decoder_input_ids": ids})
     assert len(seen) == 4

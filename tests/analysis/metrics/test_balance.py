@@ -46,6 +46,13 @@ def test_scale_and_order_do_not_matter() -> None:
         assert metric(load) == pytest.approx(metric(3 * rng.permutation(load)))
 
 
-def test_nothing_assigned_is_an_error() -> None:
-    with pytest.raises(DataError, match="must be counts of experts that were used"):
-        balance.entropy(np.zeros(4))
+def test_nobody_is_used_where_nothing_was_assigned() -> None:
+    nothing = np.zeros(4)
+    assert balance.shares(nothing).tolist() == [0, 0, 0, 0] and balance.dead(nothing) == [0, 1, 2, 3]
+    assert balance.entropy(nothing) == 0 and balance.max_violation(nothing) == -1
+
+
+@pytest.mark.parametrize("load", [[], [2, -1], [1, np.nan], [[1, 2], [3, 4]]])
+def test_what_is_no_load_is_an_error(load: list) -> None:
+    with pytest.raises(DataError, match="must be counts for each expert, none negative"):
+        balance.entropy(load)

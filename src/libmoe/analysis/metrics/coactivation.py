@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from libmoe.core.balance import surprise
+
 Floats = NDArray[np.float64]
 
 
@@ -64,5 +66,4 @@ def transition(next_NM: ArrayLike) -> Floats:
 def conditional_entropy(next_NM: ArrayLike) -> float:
     """Entropy in nats of the next layer's expert once this layer's is known; ``H(next)`` when they are independent."""
     share, weight = transition(next_NM), np.asarray(next_NM, dtype=np.float64).sum(1)
-    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
-    return float((entropy * weight).sum() / max(weight.sum(), 1))
+    return float((surprise(share).sum(1) * weight).sum() / max(weight.sum(), 1))

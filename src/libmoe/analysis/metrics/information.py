@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from libmoe.core.balance import entropy, surprise
 from libmoe.core.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -57,15 +58,13 @@ def explained(count_GN: ArrayLike, corrected: bool = True) -> float:
         corrected: subtract what chance would show, :func:`chance_information`.
     """
     count = _checked(count_GN)
-    share_N = count.sum(0) / max(count.sum(), 1e-30)
-    used = share_N[share_N > 0]
-    entropy = float(-(used * np.log(used)).sum())
-    if entropy < 1e-12:
+    whole = entropy(count.sum(0))
+    if whole < 1e-12:
         return float("nan")
     chance = chance_information(count) if corrected else 0.0
-    if chance >= entropy:
+    if chance >= whole:
         return 0.0
-    return float(np.clip((mutual_information(count) - chance) / (entropy - chance), 0.0, 1.0))
+    return float(np.clip((mutual_information(count) - chance) / (whole - chance), 0.0, 1.0))
 
 
 def dispatch_entropy(count_GN: ArrayLike) -> float:
@@ -75,9 +74,7 @@ def dispatch_entropy(count_GN: ArrayLike) -> float:
     """
     count = _checked(count_GN)
     total_N = count.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share_GN = np.where(total_N > 0, count / total_N, 0.0)
-        entropy_N = -np.where(share_GN > 0, share_GN * np.log(share_GN), 0.0).sum(0)
+    entropy_N = surprise(count / np.maximum(total_N, 1e-30)).sum(0)
     return float((entropy_N * total_N).sum() / max(total_N.sum(), 1e-30))
 
 
@@ -113,12 +110,15 @@ def jensen_shannon(p_XN: ArrayLike, q_XN: ArrayLike) -> Floats:
 
 
 def group_entropy(count_GN: ArrayLike) -> Floats:
-    """Entropy of each group's profile in nats, ``[G]``; low for a group that few experts serve."""
-    share_GN = profiles(count_GN)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(share_GN > 0, share_GN * np.log(share_GN), np.where(np.isnan(share_GN), np.nan, 0.0))
-    entropy_G: Floats = -terms.sum(1)
+    """Entropy of each group's profile in nats, ``[G]``; low for a group that few experts serve, NaN without any."""
+    entropy_G: Floats = surprise(profiles(count_GN)).sum(1)
     return entropy_G
+
+
+def normalised_group_entropy(count_GN: ArrayLike) -> Floats:
+    """The same over its maximum ln N."""
+    entropy_G = group_entropy(count_GN)
+    return entropy_G / np.log(max(np.shape(count_GN)[1], 2))
 
 
 def _checked(count_GN: ArrayLike) -> Floats:

@@ -8,15 +8,40 @@ make experts seem foretellable, so every number has the one of popularity beside
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from libmoe.analysis.counts import Choices, pairs, split
+from libmoe.analysis.counts import pairs, split
 from libmoe.analysis.trace import Trace
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class _Rows(NamedTuple):
+    """Tokens of one layer: where they stand, and their experts."""
+
+    sequence_R: Ints
+    position_R: Ints
+    expert_RK: Ints
+
+    def before(self, later: _Rows) -> _Rows:
+        """Both, as one."""
+        width = max(self.expert_RK.shape[1], later.expert_RK.shape[1])
+        wide = [
+            np.pad(rows.expert_RK, ((0, 0), (0, width - rows.expert_RK.shape[1])), constant_values=-1)
+            for rows in (self, later)
+        ]
+        return _Rows(
+            np.concatenate([self.sequence_R, later.sequence_R]),
+            np.concatenate([self.position_R, later.position_R]),
+            np.concatenate(wide),
+        )
+
+    def take(self, rows: Ints) -> _Rows:
+        return _Rows(*(column[rows] for column in self))
 
 
 def across_tokens(trace: Trace, layers: Sequence[int] | None = None) -> dict[int, tuple[Ints, Ints]]:
@@ -26,25 +51,22 @@ def across_tokens(trace: Trace, layers: Sequence[int] | None = None) -> dict[int
         ``next_NN`` and ``from_N``; ``next_NN / from_N`` is the heat map.
     """
     found: dict[int, tuple[Ints, Ints]] = {}
-    last: dict[int, Choices] = {}
+    last: dict[int, _Rows] = {}  # a piece may end within a sequence: its last token goes into the next round
     for piece in trace.pieces(["sequence", "position"], layers=layers):
         for layer, part in split(piece):
-            if layer in last:
-                part = _joined(last[layer], part)
-            order = np.lexsort((part.row["position"], part.row["sequence"]))
-            sequence, position = part.row["sequence"][order], part.row["position"][order]
-            follows = (sequence[1:] == sequence[:-1]) & (position[1:] == position[:-1] + 1)
-            earlier, later = order[:-1][follows], order[1:][follows]
+            rows = _Rows(part.row["sequence"], part.row["position"], part.expert_RK)
+            rows = last[layer].before(rows) if layer in last else rows
+            rows = rows.take(np.lexsort((rows.position_R, rows.sequence_R)))
+            same = rows.sequence_R[1:] == rows.sequence_R[:-1]
+            follows = np.flatnonzero(same & (rows.position_R[1:] == rows.position_R[:-1] + 1))
             size = trace.num_experts(layer)
             next_NN, from_N = found.setdefault(
                 layer, (np.zeros((size, size), np.int64), np.zeros(size, np.int64))
             )
-            next_NN += pairs(part.expert_RK[earlier], part.expert_RK[later], size, size)
-            chosen = part.expert_RK[earlier]
-            from_N += np.bincount(chosen[chosen >= 0], minlength=size)
-            # A piece may end within a sequence: the last token of each goes into the next round.
-            ends = np.r_[sequence[1:] != sequence[:-1], [True]] if len(order) else np.zeros(0, bool)
-            last[layer] = _rows(part, order[ends])
+            earlier_RK = rows.expert_RK[follows]
+            next_NN += pairs(earlier_RK, rows.expert_RK[follows + 1], size, size)
+            from_N += np.bincount(earlier_RK[earlier_RK >= 0], minlength=size)
+            last[layer] = rows.take(np.flatnonzero(np.r_[~same, True]))
     return found
 
 
@@ -80,26 +102,3 @@ def rank_correlation(load_N: ArrayLike, other_N: ArrayLike) -> float:
     if (left == left[0]).all() or (right == right[0]).all():
         return float("nan")
     return float(spearmanr(left, right).statistic)
-
-
-def _joined(first: Choices, second: Choices) -> Choices:
-    width = max(first.expert_RK.shape[1], second.expert_RK.shape[1])
-
-    def padded(part: Choices) -> Ints:
-        return np.pad(part.expert_RK, ((0, 0), (0, width - part.expert_RK.shape[1])), constant_values=-1)
-
-    row = {name: np.concatenate([first.row[name], second.row[name]]) for name in ("sequence", "position")}
-    uid = np.concatenate([first.uid_R, second.uid_R])
-    nothing = np.zeros((len(uid), 0))
-    count = np.concatenate([first.count_R, second.count_R])
-    return Choices(
-        uid, count, np.concatenate([padded(first), padded(second)]), nothing, nothing.astype(bool), row
-    )
-
-
-def _rows(part: Choices, rows: Ints) -> Choices:
-    row = {name: part.row[name][rows] for name in ("sequence", "position")}
-    nothing = np.zeros((len(rows), 0))
-    return Choices(
-        part.uid_R[rows], part.count_R[rows], part.expert_RK[rows], nothing, nothing.astype(bool), row
-    )

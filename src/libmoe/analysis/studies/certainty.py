@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from libmoe.analysis.counts import LayerCounts
 from libmoe.analysis.metrics.uncertainty import uncertainty
 from libmoe.analysis.studies.figures import Line, Study, drawn, table_of
-from libmoe.analysis.studies.runs import Run, curves, over_layers
+from libmoe.analysis.studies.runs import Run, curves, over_steps
 
 MEASURES = {
     "normalised_entropy": "entropy of the router's scores (1 is uniform)",
@@ -21,8 +22,9 @@ def study(runs: Sequence[Run]) -> Study:
     over_training: dict[str, list[Line]] = {}
     by_layer: dict[str, list[Line]] = {}
     for measure, words in MEASURES.items():
-        over_training[words] = curves(runs, partial(over_steps, measure=measure))
-        by_layer[f"{words}, by layer"] = curves(runs, partial(_layers, place=-1, measure=measure))
+        number = partial(mean_of, field=measure)
+        over_training[words] = curves(runs, partial(over_steps, measure=number))
+        by_layer[f"{words}, by layer"] = curves(runs, partial(_at_the_end, measure=number))
     return {
         "name": "certainty",
         "title": "Entropy and margin of routing",
@@ -37,14 +39,10 @@ def study(runs: Sequence[Run]) -> Study:
     }
 
 
-def over_steps(run: Run, measure: str) -> dict[int, float]:
-    """A field of :class:`~libmoe.analysis.metrics.uncertainty.Uncertainty` by step, mean over layers."""
-    return {
-        step: over_layers(_layers(run, place, measure).values())
-        for place, step in enumerate(run.series.steps)
-    }
+def mean_of(counts: LayerCounts, field: str) -> float:
+    """A field of :class:`~libmoe.analysis.metrics.uncertainty.Uncertainty`."""
+    return float(getattr(uncertainty(counts), field))
 
 
-def _layers(run: Run, place: int, measure: str) -> Mapping[int, float]:
-    layers = run.series.counts(place).layers
-    return {layer: float(getattr(uncertainty(counts), measure)) for layer, counts in layers.items()}
+def _at_the_end(run: Run, measure: Callable[[LayerCounts], float]) -> dict[int, float]:
+    return {layer: measure(counts) for layer, counts in run.series.counts().layers.items()}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from libmoe.analysis.studies.figures import Line, Study, drawn, table_of
-from libmoe.analysis.studies.runs import Run, by_fact, curves, over_layers
-from libmoe.core.errors import DataError
+from libmoe.analysis.studies.runs import Run, by_fact, curves, over_layers, with_history
 
 MEASURES = {
     "first_changed": "tokens whose heaviest expert changed",
@@ -22,13 +21,8 @@ def study(runs: Sequence[Run]) -> Study:
     Raises:
         DataError: every run has a single checkpoint.
     """
-    several = [run for run in runs if len(run.series) > 1]
-    if not several:
-        raise DataError(
-            "every run has a single checkpoint; change needs two, keep more with train.keep_checkpoints"
-        )
     found: dict[str, list[Line]] = {}
-    for text, same in by_fact(several, "text").items():
+    for text, same in by_fact(with_history(runs, "change"), "text").items():
         for measure, words in MEASURES.items():
             name = f"{words}, {text}" if text else words
             found[name] = curves(same, partial(_rates, measure=measure))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from libmoe.analysis.metrics.information import group_entropy
+from libmoe.analysis.metrics.information import normalised_group_entropy
 from libmoe.analysis.studies.figures import Study, drawn, table_of
 from libmoe.analysis.studies.runs import Run, curves
 from libmoe.analysis.studies.subtasks import groups
@@ -43,9 +43,7 @@ def study(runs: Sequence[Run], column: str = "domain") -> Study:
 def selection(run: Run) -> Floats:
     """``[S]``: entropy of the experts' shares in the tokens of each sample, over ln N, mean over layers."""
     layers = run.series.counts(-1, ["sequence"]).layers.values()
-    return np.mean(
-        [group_entropy(layer.by["sequence"]) / np.log(max(layer.num_experts, 2)) for layer in layers], axis=0
-    )
+    return np.mean([normalised_group_entropy(layer.by["sequence"]) for layer in layers], axis=0)
 
 
 def scores(run: Run) -> Floats:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from libmoe.analysis.studies.figures import Table
+from libmoe.analysis.studies.figures import Table, table
 from libmoe.analysis.studies.runs import Run, by_fact
 from libmoe.core.errors import DataError
 from libmoe.stats import common_runs, crossed_t
@@ -36,7 +36,7 @@ def contrast(runs: Sequence[Run], fact: str, measures: Mapping[str, Measure]) ->
             f"no method is in both {first[0]!r} and {second[0]!r}; train one with the same seeds in both"
         )
     columns = ("method", "measure", first[0], second[0], "difference", "low", "high", "p_value", "covers")
-    table: Table = {name: [] for name in columns}
+    rows = []
     for method in shared:
         for name, measure in measures.items():
             values = {
@@ -57,13 +57,10 @@ def contrast(runs: Sequence[Run], fact: str, measures: Mapping[str, Measure]) ->
             )
             before_SU, after_SU = found.value_MSU
             test = crossed_t(after_SU - before_SU)
-            row = (method, name, float(before_SU.mean()), float(after_SU.mean()), test.difference)
-            interval = [
-                bound if np.isfinite(bound) else None for bound in (test.low, test.high, test.p_value)
-            ]
-            for column, value in zip(columns, (*row, *interval, test.covers)):
-                table[column].append(value)
-    return table
+            means = float(before_SU.mean()), float(after_SU.mean())
+            interval = test.low, test.high, test.p_value
+            rows.append((method, name, *means, test.difference, *interval, test.covers))
+    return table(columns, rows)
 
 
 def two_groups(runs: Sequence[Run], fact: str) -> list[tuple[str, list[Run]]]:

@@ -7,8 +7,8 @@ from functools import partial
 
 from libmoe.analysis.counts import LayerCounts
 from libmoe.analysis.metrics import balance
-from libmoe.analysis.studies.figures import Study, Table, drawn, table_of
-from libmoe.analysis.studies.runs import Run, curves, interval, labels, over_layers, seeds
+from libmoe.analysis.studies.figures import Study, Table, drawn, table, table_of
+from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, interval, labels, over_steps, seeds
 
 MEASURES: Mapping[str, Callable[[LayerCounts], float]] = {
     "load entropy": lambda layer: balance.normalised_entropy(layer.load_N),
@@ -29,10 +29,10 @@ def study(runs: Sequence[Run], fact: str = "init") -> Study:
     for run in runs:
         run.fact(fact)
     label = labels(fact)
-    series = {name: curves(runs, partial(_over_training, name=name), label) for name in MEASURES}
-    series["bits per byte"] = curves(
-        runs, lambda run: {s: q.bits_per_byte for s, q in run.quality.items()}, label
-    )
+    series = {
+        name: curves(runs, partial(over_steps, measure=measure), label) for name, measure in MEASURES.items()
+    }
+    series["bits per byte"] = curves(runs, bits_per_byte, label)
     return {
         "name": "initialisation",
         "title": "Router initialisation and early balance",
@@ -44,21 +44,11 @@ def study(runs: Sequence[Run], fact: str = "init") -> Study:
     }
 
 
-def _over_training(run: Run, name: str) -> dict[int, float]:
-    return {step: _balance(run, place, name) for place, step in enumerate(run.series.steps)}
-
-
-def _balance(run: Run, place: int, name: str) -> float:
-    return over_layers(MEASURES[name](layer) for layer in run.series.counts(place).layers.values())
-
-
 def _first(runs: Sequence[Run], fact: str) -> Table:
     """Balance at the first checkpoint, one row for each label and measure."""
-    table: Table = {name: [] for name in ("label", "step", "measure", "value", "low", "high")}
+    rows = []
     for label, same in seeds(runs, labels(fact)).items():
-        for name in MEASURES:
-            row = interval([_balance(run, 0, name) for run in same])
-            bounds = [bound if bound == bound else None for bound in row]
-            for column, value in zip(table, (label, same[0].series.steps[0], name, *bounds)):
-                table[column].append(value)
-    return table
+        for name, measure in MEASURES.items():
+            found = interval([over_steps(run, measure)[run.series.steps[0]] for run in same])
+            rows.append((label, same[0].series.steps[0], name, *found))
+    return table(("label", "step", "measure", "value", "low", "high"), rows)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from libmoe.analysis.studies.figures import Line, Study, Table, drawn, line, table_of
+from libmoe.analysis.studies.figures import Line, Study, Table, drawn, line, table, table_of
 from libmoe.analysis.studies.runs import Run, curves, seeds
 from libmoe.core import context
 from libmoe.core.errors import DataError
@@ -84,16 +84,13 @@ def gaps(found: dict[str, Any]) -> Table:
     Its 95 % interval is over documents, drawn again as wholes (:func:`libmoe.stats.bootstrap`).
     """
     kept_U, size_U = np.array(found["kept"]), np.array(found["size"])
-    columns = ("layer", "kept", "hidden", "gap", "low", "high", "documents")
-    table: Table = {name: [] for name in columns}
+    rows = []
     for name, losses in found["hidden"].items():
         hidden_U = np.array(losses)
         gap = bootstrap(partial(_gap, kept_U, hidden_U), found["document"])
-        bounds = [bound if np.isfinite(bound) else None for bound in (gap.low, gap.high)]
         means = float(kept_U.sum() / size_U.sum()), float(hidden_U.sum() / size_U.sum())
-        for column, value in zip(columns, (name, *means, gap.value, *bounds, gap.clusters)):
-            table[column].append(value)
-    return table
+        rows.append((name, *means, gap.value, gap.low, gap.high, gap.clusters))
+    return table(("layer", "kept", "hidden", "gap", "low", "high", "documents"), rows)
 
 
 def _gap(kept_U: Floats, hidden_U: Floats, at: NDArray[np.int64]) -> float:
@@ -115,14 +112,13 @@ def study(runs: Sequence[Run]) -> Study:
     if not tested:
         raise DataError("no run has the losses of the drop-top-1 test; measure them with hide_best first")
     single: list[Line] = []
-    table: Table = {}
+    every: Table = {}
     for label, same in seeds(tested).items():
         for run in same:
             found, name = gaps(run.facts["hidden"]), f"{label}, seed {run.seed}"
-            low, high = ([np.nan if v is None else v for v in found[column]] for column in ("low", "high"))
-            single.append(line(name, found["layer"], found["gap"], low, high))
+            single.append(line(name, found["layer"], found["gap"], found["low"], found["high"]))
             for column, values in ({"run": [name] * len(found["layer"])} | found).items():
-                table.setdefault(column, []).extend(values)
+                every.setdefault(column, []).extend(values)
     means = curves(tested, _points)
     return {
         "name": "optimality",
@@ -141,5 +137,5 @@ def study(runs: Sequence[Run]) -> Study:
                 means,
             ),
         ],
-        "tables": {"gaps": table, "means": table_of({"gap": means}, "layer")},
+        "tables": {"gaps": every, "means": table_of({"gap": means}, "layer")},
     }

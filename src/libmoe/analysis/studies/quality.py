@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from libmoe.analysis.studies.figures import Study, Table, drawn, table_of
-from libmoe.analysis.studies.runs import Quality, Run, curves, seeds
+from libmoe.analysis.studies.figures import Study, Table, drawn, table, table_of
+from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, seeds
 from libmoe.core.errors import DataError
 
 
@@ -19,9 +19,7 @@ def study(runs: Sequence[Run]) -> Study:
     measured = [run for run in runs if run.quality]
     if not measured:
         raise DataError("no run has measured quality; evaluate its checkpoints first")
-    series = {
-        "bits per byte": curves(measured, lambda run: {s: q.bits_per_byte for s, q in run.quality.items()})
-    }
+    series = {"bits per byte": curves(measured, bits_per_byte)}
     for kind in ("domains", "tasks"):
         names = dict.fromkeys(n for run in measured for q in run.quality.values() for n in getattr(q, kind))
         for name in names:
@@ -42,14 +40,10 @@ def _named(run: Run, kind: str, name: str) -> dict[int, float]:
 
 
 def _best(runs: Sequence[Run]) -> Table:
-    table: Table = {name: [] for name in ("label", "seed", "best_step", "last_step", "last_minus_best")}
+    rows = []
     for label, same in seeds(runs).items():
         for run in same:
-            quality: dict[int, Quality] = dict(run.quality)
-            best, last = min(quality, key=lambda s: (quality[s].bits_per_byte, s)), max(quality)
-            table["label"].append(label)
-            table["seed"].append(run.seed)
-            table["best_step"].append(best)
-            table["last_step"].append(last)
-            table["last_minus_best"].append(quality[last].bits_per_byte - quality[best].bits_per_byte)
-    return table
+            bits = bits_per_byte(run)
+            best, last = min(bits, key=lambda step: (bits[step], step)), max(bits)
+            rows.append((label, run.seed, best, last, bits[last] - bits[best]))
+    return table(("label", "seed", "best_step", "last_step", "last_minus_best"), rows)

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from libmoe.analysis.metrics.balance import normalised_entropy
-from libmoe.analysis.studies.certainty import over_steps
+from libmoe.analysis.studies.certainty import mean_of
 from libmoe.analysis.studies.contrast import Measure, contrast
 from libmoe.analysis.studies.figures import Study, drawn, table_of
-from libmoe.analysis.studies.runs import Run, curves, over_layers
+from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, over_steps
 from libmoe.analysis.studies.saturation import mean_over_layers
 
 SCALARS: dict[str, Callable[[Run], dict[int, float]]] = {
-    "load entropy": lambda run: load_entropy(run),
-    "score entropy": partial(over_steps, measure="normalised_entropy"),
-    "margin": partial(over_steps, measure="margin"),
+    "load entropy": partial(over_steps, measure=lambda layer: normalised_entropy(layer.load_N)),
+    "score entropy": partial(over_steps, measure=partial(mean_of, field="normalised_entropy")),
+    "margin": partial(over_steps, measure=partial(mean_of, field="margin")),
     "saturation": partial(mean_over_layers, measure="saturation"),
-    "bits per byte": lambda run: {step: q.bits_per_byte for step, q in run.quality.items()},
+    "bits per byte": bits_per_byte,
 }
 """Numbers by step, mean over layers."""
 
@@ -44,16 +44,6 @@ def study(runs: Sequence[Run], fact: str = "regime") -> Study:
         "first checkpoint on says that the router hardly learned anew.",
         "figures": [drawn("lines", name, "step", name, lines) for name, lines in series.items() if lines],
         "tables": {"training": table_of(series, "step"), "differences": contrast(runs, fact, ends)},
-    }
-
-
-def load_entropy(run: Run) -> dict[int, float]:
-    """Normalised entropy of the load by step, mean over layers."""
-    return {
-        step: over_layers(
-            normalised_entropy(layer.load_N) for layer in run.series.counts(place).layers.values()
-        )
-        for place, step in enumerate(run.series.steps)
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
+from libmoe.analysis.counts import LayerCounts
 from libmoe.analysis.series import Series
 from libmoe.analysis.studies.figures import Line, line
 from libmoe.core.errors import DataError
@@ -127,6 +128,33 @@ def by_fact(runs: Iterable[Run], name: str, default: str = "") -> dict[str, list
     for run in runs:
         found.setdefault(str(run.facts.get(name, default)), []).append(run)
     return found
+
+
+def with_history(runs: Sequence[Run], study: str) -> list[Run]:
+    """Runs with several checkpoints.
+
+    Raises:
+        DataError: there are none; the line names the study that needs them.
+    """
+    several = [run for run in runs if len(run.series) > 1]
+    if not several:
+        raise DataError(
+            f"every run has a single checkpoint; {study} needs two, keep more with train.keep_checkpoints"
+        )
+    return several
+
+
+def over_steps(run: Run, measure: Callable[[LayerCounts], float]) -> dict[int, float]:
+    """A number of each MoE layer by step, mean over layers."""
+    return {
+        step: over_layers(measure(layer) for layer in run.series.counts(place).layers.values())
+        for place, step in enumerate(run.series.steps)
+    }
+
+
+def bits_per_byte(run: Run) -> dict[int, float]:
+    """By step, where it was measured."""
+    return {step: quality.bits_per_byte for step, quality in run.quality.items()}
 
 
 def over_layers(values: Iterable[float]) -> float:

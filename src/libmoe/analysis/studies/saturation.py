@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libmoe.analysis.studies.figures import Study, drawn, heat, table_of
-from libmoe.analysis.studies.runs import Run, curves, over_layers, seeds
-from libmoe.core.errors import DataError
+from libmoe.analysis.studies.runs import Run, curves, over_layers, seeds, with_history
 
 
 def study(runs: Sequence[Run]) -> Study:
@@ -15,11 +14,7 @@ def study(runs: Sequence[Run]) -> Study:
     Raises:
         DataError: every run has a single checkpoint.
     """
-    several = [run for run in runs if len(run.series) > 1]
-    if not several:
-        raise DataError(
-            "every run has a single checkpoint; saturation compares with the last, keep earlier ones"
-        )
+    several = with_history(runs, "saturation")
     series = {
         "saturation": curves(several, lambda run: mean_over_layers(run, "saturation")),
         "same heaviest expert": curves(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from libmoe.analysis.metrics.information import group_entropy
+from libmoe.analysis.metrics.information import normalised_group_entropy
 from libmoe.analysis.studies.figures import Study, drawn, table_of
 from libmoe.analysis.studies.runs import Run, curves, over_layers
 from libmoe.core.errors import DataError
@@ -41,10 +39,7 @@ def entropies(run: Run, column: str) -> dict[str, float]:
     """Normalised selection entropy of each group at the last checkpoint, mean over layers."""
     counts = run.series.counts(-1, [column])
     names = groups(run, column)
-    by_layer = [
-        group_entropy(layer.by[column]) / np.log(max(layer.num_experts, 2))
-        for layer in counts.layers.values()
-    ]
+    by_layer = [normalised_group_entropy(layer.by[column]) for layer in counts.layers.values()]
     return {
         name: over_layers(float(values[place]) for values in by_layer) for place, name in enumerate(names)
     }
