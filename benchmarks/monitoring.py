@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from turns import in_turns
 
 import libmoe
 from libmoe.core.files import write_json
@@ -52,27 +51,21 @@ def measure(steps: int) -> dict:
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(0, 2048, (8, 128), device=device)
-    kinds = {
+    each = max(EVERY, steps // ROUNDS)
+
+    def steps_with(recorder: UsageRecorder | None) -> None:
+        with contextlib.nullcontext() if recorder is None else libmoe.options(recorders=[recorder]):
+            for _ in range(each):
+                step(model, optimizer, ids)
+
+    recorders = {
         "without": None,
         "without again": None,
         f"one pass in {EVERY}": UsageRecorder(),
         "every pass": UsageRecorder(every=1),
     }
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    each = max(EVERY, steps // ROUNDS)
-    for number in tqdm(range(ROUNDS + 1), desc="rounds"):
-        for name, recorder in kinds.items():
-            watched = contextlib.nullcontext() if recorder is None else libmoe.options(recorders=[recorder])
-            with watched:
-                begun = time.perf_counter()
-                for _ in range(each):
-                    step(model, optimizer, ids)
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                seconds = (time.perf_counter() - begun) / each
-            if number:  # the first round warms up
-                times[name].append(seconds)
-    rows = {name: summary(taken, times["without"]) for name, taken in times.items()}
+    found = in_turns({name: partial(steps_with, recorder) for name, recorder in recorders.items()}, ROUNDS)
+    rows = {name: {"median_ms": row["median_ms"] / each, "more": row["more"]} for name, row in found.items()}
     again = rows.pop("without again")
     return {
         "kinds": rows,
@@ -81,12 +74,6 @@ def measure(steps: int) -> dict:
         "device": device,
         "machine": hardware(),
     }
-
-
-def summary(taken: list[float], without: list[float]) -> dict[str, float]:
-    """Median time, and the median over rounds of how much longer a step took than without in the same round."""
-    more = [ours / theirs - 1 for ours, theirs in zip(taken, without)]
-    return {"median_ms": 1000 * statistics.median(taken), "more": statistics.median(more)}
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from turns import in_turns
 
 import libmoe
 from libmoe.analysis import TraceRecorder
@@ -96,7 +95,7 @@ def tracing(rounds: int) -> dict[str, float]:
             with observe(model), libmoe.options(recorders=[recorder]):
                 model(input_ids=ids, use_cache=False)
 
-        return alternate({"without": plain, "again": plain, "with": traced}, rounds)
+        return compared(plain, traced, rounds)
 
 
 def live(rounds: int) -> dict[str, float]:
@@ -131,32 +130,18 @@ def live(rounds: int) -> dict[str, float]:
             auxiliary_losses(loads)
             confidence.by_layer()
 
-    kinds = {"without": lambda: step(False), "again": lambda: step(False), "with": lambda: step(True)}
-    return alternate(kinds, rounds)
+    return compared(lambda: step(False), lambda: step(True), rounds)
 
 
-def alternate(kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Runs all kinds in each round; medians over rounds of the ratio to ``without`` of the same round."""
-    wall: dict[str, list[float]] = {name: [] for name in kinds}
-    cpu: dict[str, list[float]] = {name: [] for name in kinds}
-    order = random.Random(0)
-    for number in tqdm(range(rounds + 2), desc=next(reversed(kinds)), leave=False):
-        for name in order.sample(list(kinds), len(kinds)):
-            begun, worked = time.perf_counter(), time.process_time()
-            kinds[name]()
-            if number >= 2:  # the first rounds warm up
-                wall[name].append(time.perf_counter() - begun)
-                cpu[name].append(time.process_time() - worked)
-
-    def more(times: dict[str, list[float]], name: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times["without"])) - 1
-
+def compared(plain: Callable[[], None], watched: Callable[[], None], rounds: int) -> dict[str, float]:
+    """What ``watched`` costs more than ``plain``, and, as ``noise``, what plain costs more than itself."""
+    found = in_turns({"without": plain, "again": plain, "with": watched}, rounds)
     return {
-        "median_ms": 1000 * statistics.median(wall["without"]),
-        "more": more(wall, "with"),
-        "noise": more(wall, "again"),
-        "cpu_more": more(cpu, "with"),
-        "cpu_noise": more(cpu, "again"),
+        "median_ms": found["without"]["median_ms"],
+        "more": found["with"]["more"],
+        "noise": found["again"]["more"],
+        "cpu_more": found["with"]["cpu_more"],
+        "cpu_noise": found["again"]["cpu_more"],
         "rounds": rounds,
     }
 

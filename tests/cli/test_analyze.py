@@ -114,7 +114,9 @@ def test_a_model_of_transformers_on_text_of_ones_own(libmoe: Libmoe, mixtral: Pa
 
 
 @pytest.mark.usefixtures("_no_page")
-def test_tasks_are_groups_like_domains(libmoe: Libmoe, mixtral: Path, tmp_path: Path) -> None:
+def test_tasks_are_groups_like_domains(
+    libmoe: Libmoe, mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = ("--task", "moe_cloze", "--task", "moe_order")
     assert libmoe("analyze", mixtral, *tasks, "--windows", 2, "--out", tmp_path, "--no-experts").code == 0
     found = written(tmp_path)
@@ -122,6 +124,13 @@ def test_tasks_are_groups_like_domains(libmoe: Libmoe, mixtral: Path, tmp_path: 
     assert "similarity" not in found["layers"][0]
     trace = Trace.open(tmp_path / "trace")
     assert len(set(trace.tokens(["sequence"])["sequence"].tolist())) == 4
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("documents are scored although the trace is there")
+
+    monkeypatch.setattr("libmoe.eval.tracing.task_batches", never)
+    again = libmoe("analyze", mixtral, *tasks, "--windows", 2, "--out", tmp_path, "--no-experts")
+    assert again.code == 0 and written(tmp_path) == found
 
 
 @pytest.mark.usefixtures("_no_page")

@@ -135,6 +135,12 @@ def test_only_the_script_of_the_page_may_run(written: Path) -> None:
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
+def test_a_keyboard_can_skip_to_the_first_section(written: Path) -> None:
+    source = written.read_text(encoding="utf-8")
+    assert '<a class="skip" href="#comparison">Skip to the comparison</a>' in source
+    assert source.index('class="skip"') < source.index("<nav")
+
+
 def test_hostile_names_and_texts_stay_text(hostile: Path) -> None:
     source = page_of(summarise(hostile))
     page = Page(source)
@@ -205,6 +211,32 @@ def test_text_is_escaped_unless_it_was_built_as_markup() -> None:
         == '<g class="a" data-x="1.5" y="2" hidden></g>'
     )
     assert escape(escape("&")) == "&amp;"
+
+
+@pytest.mark.browser
+def test_controls_keep_the_focus_and_an_expert_can_be_shown_alone(grid_dir: Path, tmp_path: Path) -> None:
+    script = """
+    const told = [];
+    const layer = document.querySelectorAll("#heat select")[1];
+    layer.focus();
+    layer.value = layer.options[0].value; layer.dispatchEvent(new Event("change"));
+    told.push(document.activeElement === document.querySelectorAll("#heat select")[1]);
+    const choice = document.querySelector("#sample .choice");
+    choice.focus(); choice.click();
+    told.push(document.activeElement.dataset.expert === choice.dataset.expert);
+    told.push(document.querySelector("#sample .choice").getAttribute("aria-pressed"));
+    const kept = [...document.querySelectorAll("#sample .token.on:not(.away)")];
+    told.push(kept.length > 0 && kept.every((token) => token.className === kept[0].className));
+    const token = document.querySelector("#sample .token.on");
+    token.focus();
+    told.push(/loss .* nats/.test(tip.textContent), /expert \\d+   weight 0\\.\\d\\d/.test(tip.textContent));
+    document.title = JSON.stringify(told);
+    """
+    seen, complaints = browse(page_of(summarise(grid_dir)), tmp_path, script)
+    assert not complaints
+    assert json.loads(re.search(r"<title>(.*?)</title>", seen).group(1)) == [
+        True, True, "true", True, True, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.browser

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from libmoe.report import summarise
+from libmoe.report.values import number, numbers
 
 Spoil = Callable[..., Path]
 
@@ -65,8 +66,8 @@ def test_headline_tells_title_gains_intervals_unigram_experts_and_caveat(summary
     told = " ".join(summary["headline"])
     topk = by_name(summary)["topk"]["difference"]
     assert summary["headline"][0] == "3 of 4 mixtures of experts beat the dense baseline"
-    for number in (topk["mean"], topk["low"], topk["high"]):
-        assert f"−{abs(number):.3f}" in told
+    for value in (topk["mean"], topk["low"], topk["high"]):
+        assert f"−{abs(value):.3f}" in told
     assert "below the 2.940 that token frequencies alone would need" in told
     assert "Not distinguishable from it: Hash layer" in told
     assert "Two seeds per method are too few for an interval from seeds alone" in told
@@ -221,6 +222,11 @@ def test_a_missing_seed_is_noted_and_does_not_move_the_order(spoiled: Spoil) -> 
     assert [method["method"] for method in summary["methods"][:2]] == ["dense-total", "deepseek-moe"]
     assert list(methods["deepseek-moe"]["difference"]["by_seed"]) == [1]
     assert any("lacks seed 0" in note for note in summary["notes"])
+
+
+@pytest.mark.parametrize("value", [None, "2", True, float("nan"), float("inf"), [1]])
+def test_what_is_no_finite_number_counts_as_missing(value: Any) -> None:
+    assert number(value) is None and numbers({"a": value, 3: 2}) == {"3": 2.0} and numbers(value) == {}
 
 
 def test_one_number_per_run_is_said_to_give_no_interval(tmp_path: Path) -> None:

@@ -29,11 +29,16 @@ def run(
     judge: bool,
     windows: int | None,
     data: str | None,
+    store: Path | None,
     overwrite: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Held-out text and tasks of a local folder; with a suite, or a model of the hub, tasks only."""
+    """Held-out text and tasks of a local folder; with a suite, or a model of the hub, tasks only.
+
+    Args:
+        store: results store in which the evaluation is recorded; ``None`` for none.
+    """
     from libmoe.eval.harness import Settings
 
     options = Settings(**settings)
@@ -73,10 +78,10 @@ def run(
             )
             shown = found
     evaluation = found.get("evaluation", found)
-    if evaluation is not None:
+    if evaluation is not None and store is not None:
         from libmoe.eval.results import Results
 
-        Results().add(Path(evaluation["saved_to"]).parent)
+        Results(store).add(Path(evaluation["saved_to"]).parent)
     if as_json:
         emit_json(shown)
     else:

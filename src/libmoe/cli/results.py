@@ -28,6 +28,7 @@ def run(
     limit: int | None = None,
     add: Sequence[Path] = (),
     *,
+    store: Path | None = None,
     explain: bool = False,
     as_json: bool = False,
     csv: Path | None = None,
@@ -38,6 +39,7 @@ def run(
     Args:
         columns, order: names joined by commas.
         add: folders in and below which evaluations are recorded first.
+        store: the results store; ``None`` for the default one.
         explain: print what each column holds, and nothing else.
     """
     from libmoe.core.errors import DataError
@@ -48,17 +50,17 @@ def run(
             ["column", "type", "what it holds"], [[c.name, c.type.lower(), c.about] for c in RESULTS.values()]
         )
         return
-    store = Results()
+    results = Results(store)
     if add:
-        recorded, failed = store.index(add)
+        recorded, failed = results.index(add)
         for folder, reason in failed.items():
             say(f"Not recorded: {folder}: {reason}")
         if not recorded:
             raise DataError(f"no evaluation.json in or below {', '.join(map(str, add))}")
-        say(f"Recorded {len(recorded)} evaluation{'s' * (len(recorded) > 1)} in {store.path}")
+        say(f"Recorded {len(recorded)} evaluation{'s' * (len(recorded) > 1)} in {results.path}")
     everything = csv is not None or parquet is not None or as_json
     names = _names(columns) or list(RESULTS if everything else SHOWN)
-    rows = store.query(where, names, _names(order) or ORDER, limit)
+    rows = results.query(where, names, _names(order) or ORDER, limit)
     for path, kind in ((csv, "csv"), (parquet, "parquet")):
         if path is not None:
             export(rows, path, names, kind)
@@ -67,7 +69,7 @@ def run(
         emit_json(rows)
     elif csv is None and parquet is None:
         table(names, [[_cell(row[name]) for name in names] for row in rows])
-        say(f"{len(rows)} row{'s' * (len(rows) != 1)} of {store.path}")
+        say(f"{len(rows)} row{'s' * (len(rows) != 1)} of {results.path}")
 
 
 def run_compare(

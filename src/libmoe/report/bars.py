@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from libmoe.core.balance import dead
 from libmoe.report.markup import Markup, el
 from libmoe.report.numbers import percent
-from libmoe.report.routing import IDLE
 from libmoe.report.svg import canvas, line
 
 TALLEST = 6.0
@@ -25,10 +25,10 @@ def load_bars(layer: dict[str, Any], scale: float, width: int = 220, height: int
     load, fair = layer["load"], 1.0 / len(layer["load"])
     step = width / len(load)
     gap = 2.0 if step > 8 else 0.5 if step > 3 else 0.0
-    bars, idle = [], []
+    bars, idle, dead_experts = [], [], set(dead(load))
     for expert, share in enumerate(load):
         x, bar = expert * step + gap / 2, step - gap
-        if share < IDLE * fair:
+        if expert in dead_experts:
             idle.append(f"M{x:.1f} {height - 3}h{bar:.1f}v3h{-bar:.1f}z")
         elif share > scale * fair * 1.0001:
             bars.append(f"M{x:.1f} {height}V5l{bar / 2:.1f} -5l{bar / 2:.1f} 5V{height}z")

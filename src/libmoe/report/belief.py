@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from libmoe.report.compare import seed_scatter
 from libmoe.report.load import Grid
 from libmoe.report.pairs import Group, compare_all, detectable, group, named_families
 from libmoe.report.units import Evaluations
+from libmoe.report.values import number
 from libmoe.stats import critical_difference, rank_stability
 
 FAR = 1000
@@ -41,9 +41,9 @@ def belief(
         "needed": _needed(found, methods, comparisons),
         "ranks": [rank.__dict__ for rank in stable.ranks],
         "domains": len(domains),
-        "concordance_of_seeds": _finite(stable.concordance_of_seeds),
-        "concordance_of_domains": _finite(stable.concordance_of_tasks),
-        "tau_of_seeds": _finite(stable.tau_of_seeds),
+        "concordance_of_seeds": number(stable.concordance_of_seeds),
+        "concordance_of_domains": number(stable.concordance_of_tasks),
+        "tau_of_seeds": number(stable.tau_of_seeds),
         "critical": _critical(found, score_MSD),
     }
 
@@ -88,13 +88,9 @@ def _needed(found: Group, methods: Sequence[dict[str, Any]], comparisons: int) -
             seeds = (
                 model.seeds_needed(size, found.clusters, comparisons=max(1, comparisons)) if size else None
             )
-            told.append(
-                {
-                    "method": method["method"],
-                    "difference": method["difference"]["mean"],
-                    "seeds": seeds if seeds is not None and seeds <= FAR else None,
-                }
-            )
+            reach = seeds if seeds is not None and seeds <= FAR else None
+            entry = {"method": method["method"], "difference": method["difference"]["mean"], "seeds": reach}
+            told.append(entry)
     return told
 
 
@@ -114,7 +110,3 @@ def _critical(found: Group, score_MSD: np.ndarray) -> dict[str, Any]:
         "concordance": told.friedman.concordance,
         "blocks": seeds,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

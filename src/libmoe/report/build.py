@@ -14,11 +14,12 @@ from libmoe.report.summary import summarise
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where the report was written."""
+    """Where the report was written, and what it says first."""
 
     html: Path
     json: Path
     figures: tuple[Path, ...]
+    headline: tuple[str, ...]
 
 
 def write_report(grid_dir: Path) -> ReportPaths:
@@ -35,4 +36,5 @@ def write_report(grid_dir: Path) -> ReportPaths:
         write_atomically(paths[-1], content)
     write_atomically(folder / "report.json", to_json(summary, indent=1).encode("utf-8", "replace"))
     write_atomically(folder / "report.html", page(summary).encode("utf-8", "replace"))
-    return ReportPaths(folder / "report.html", folder / "report.json", tuple(paths))
+    headline = tuple(summary["headline"])
+    return ReportPaths(folder / "report.html", folder / "report.json", tuple(paths), headline)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from libmoe.report.load import Grid, Row
+from libmoe.report.naming import baseline_of
 from libmoe.report.units import Evaluations
+from libmoe.report.values import number
 from libmoe.stats import Crossed, Scatter, crossed_bootstrap, holm, largest_block, pooled_scatter
 from libmoe.stats.means import student
 
@@ -99,10 +101,9 @@ def seed_scatter(rows: Iterable[Row], domain: str | None = None) -> Scatter | No
 
 def entry(found: Crossed, unit: str, seeds: Sequence[int]) -> dict[str, Any]:
     """A difference as the summary holds it; what is not known is ``None``."""
-    numbers = {name: getattr(found, name) for name in ("low", "high", "stderr", "p_value")}
     return {
         "mean": found.difference,
-        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        **{name: number(getattr(found, name)) for name in ("low", "high", "stderr", "p_value")},
         "freedom": found.freedom,
         "p_corrected": None,
         "by_seed": dict(zip(seeds, found.per_seed, strict=True)),
@@ -149,9 +150,8 @@ def _note_drift(methods: Iterable[Mapping[str, Any]], notes: list[str]) -> None:
     """Say so when differences of held-out units and of reported means disagree."""
     methods = list(methods)
     reported = {method["method"]: method["bits_per_byte_by_seed"] for method in methods}
-    base: dict[int, float] = next(
-        (method["bits_per_byte_by_seed"] for method in methods if method["is_baseline"]), {}
-    )
+    baseline = baseline_of(methods)
+    base: dict[int, float] = baseline["bits_per_byte_by_seed"] if baseline else {}
     for method in methods:
         if (difference := method["difference"]) is None:
             continue

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from libmoe.report.markup import Markup, el
+from libmoe.report.naming import Method
 from libmoe.report.numbers import fixed
-from libmoe.report.svg import Method, canvas, fit, line, look, name_of, text, ticks
+from libmoe.report.svg import canvas, fit, line, look, name_of, text, ticks
 
 MOST_GROUPS = 12
 """Bars beside each other that can still be followed by eye."""
@@ -22,7 +23,7 @@ def diagram(belief: Mapping[str, Any], methods: Mapping[str, Method], width: int
     wide = width >= 560
     ranks: Sequence[Mapping[str, Any]] = belief["ranks"]
     groups: Sequence[Sequence[str]] = belief["groups"][:MOST_GROUPS]
-    row, top = (22, 34) if wide else (40, 34)
+    row, top = 22 if wide else 40, 34
     left, right = (290 if wide else 12), width - 24 - 12 * len(groups)
     low, high = 1.0, float(max(2, len(ranks)))
     bottom = top + row * len(ranks)

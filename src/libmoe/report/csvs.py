@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Summary = dict[str, Any]
+from libmoe.report.naming import Summary
+
 Rows = list[dict[str, Any]]
 
 COSTS = (
@@ -28,10 +29,11 @@ def csvs(summary: Summary) -> dict[str, bytes]:
         "costs": [_costs(method) for method in summary["methods"]],
         "curves": list(_curves(summary)),
     }
-    return {f"{name}.csv": _written(rows) for name, rows in tables.items() if rows}
+    return {f"{name}.csv": written(rows) for name, rows in tables.items() if rows}
 
 
-def _written(rows: Rows) -> bytes:
+def written(rows: Rows) -> bytes:
+    """Rows as CSV; a column for each key, in order of appearance."""
     text = io.StringIO()
     writer = csv.DictWriter(
         text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libmoe.report.load import Grid
+from libmoe.report.values import number
 
 POINTS = 96
 """A line keeps at most this many points; more would not be seen."""
@@ -38,13 +38,11 @@ def _points(steps: Any, field: str) -> NDArray[np.float64]:
     """Return ``[points, 2]`` tokens and values, sorted by tokens; unusable entries are left out."""
     if not isinstance(steps, Sequence):
         return np.empty((0, 2))
-    pairs = [(step.get("tokens"), step.get(field)) for step in steps if isinstance(step, dict)]
-    usable = {t: v for t, v in pairs if _is_number(t) and _is_number(v)}
+    pairs = [
+        (number(step.get("tokens")), number(step.get(field))) for step in steps if isinstance(step, dict)
+    ]
+    usable = {tokens: value for tokens, value in pairs if tokens is not None and value is not None}
     return np.array(sorted(usable.items()), dtype=np.float64).reshape(-1, 2)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _smooth(line: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from libmoe.report.compare import LEVEL
-from libmoe.report.naming import label_of
+from libmoe.report.naming import Summary, label_of
 from libmoe.report.numbers import count, interval, listing, percent, signed
-
-Summary = dict[str, Any]
 
 
 def family_verdict(summary: Summary, family: dict[str, Any]) -> str:

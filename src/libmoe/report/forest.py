@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from libmoe.report.markup import Markup, el
+from libmoe.report.naming import Method
 from libmoe.report.numbers import signed
-from libmoe.report.svg import GLYPH, Method, canvas, fit, line, look, name_of, text, ticks
+from libmoe.report.svg import GLYPH, canvas, fit, line, look, name_of, text, ticks
 from libmoe.report.words import change
 
 
 def forest(methods: Sequence[Method], width: int) -> Markup:
     """Draw methods that have a ``difference``; zero is the baseline, left is better."""
     narrow = width < 560
-    row, top = (46, 8) if narrow else (32, 8)
+    row, top = 46 if narrow else 32, 8
     left, right = (8, width - 12) if narrow else (280, width - 200)
     limits = [0.0]
     for method in methods:

@@ -1,25 +1,21 @@
-"""Assemble the page: one file with its style, its script and its data inside, asking nobody for anything."""
+"""The page of a grid: what came out, and every section of the report below it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable
-from importlib.resources import files
-from string import Template
+from typing import Any
 
-from libmoe.core.files import to_json
-from libmoe.report.markup import Markup, el, join
-from libmoe.report.palette import style_sheet
+from libmoe.report.naming import Summary
 from libmoe.report.sections.belief import belief
 from libmoe.report.sections.comparison import comparison
 from libmoe.report.sections.costs import ledger, pareto
 from libmoe.report.sections.curves import learning
 from libmoe.report.sections.domains import domains
 from libmoe.report.sections.experts import coloured, heat, load
-from libmoe.report.sections.frame import Summary, section
+from libmoe.report.sections.frame import section
 from libmoe.report.sections.headline import headline
 from libmoe.report.sections.protocol import protocol
+from libmoe.report.shell import shell
 from libmoe.report.svg import look
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[Summary], list[object]]], ...] = (
@@ -39,32 +35,24 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Summary], list[object]]], ...] = 
 
 def page(summary: Summary) -> str:
     """Return the whole report as HTML."""
-    script = _asset("page.js")
-    sections = [section(name, title, content(summary)) for name, _, title, content in SECTIONS]
-    return Template(_asset("page.html")).substitute(
-        title=el("title", f"{_name(summary)} · LibMoE report"),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style_sheet() + _asset("page.css"),
-        navigation=_navigation(),
-        body=join([headline(summary, _name(summary)), *sections]),
-        data=_data(summary),
-        script=script,
+    name = str(summary["protocol"].get("name") or "Comparison of methods")
+    return shell(
+        f"{name} · LibMoE report",
+        [(anchor, short) for anchor, short, _, _ in SECTIONS],
+        [
+            headline(summary, name),
+            *[section(anchor, title, content(summary)) for anchor, _, title, content in SECTIONS],
+        ],
+        _data(summary),
+        ["page.js"],
     )
 
 
-def _asset(name: str) -> str:
-    return files("libmoe.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _data(summary: Summary) -> str:
-    """Return what the script needs as JSON that cannot end the script element it sits in."""
-    content = {
+def _data(summary: Summary) -> dict[str, Any]:
+    """What the script draws from."""
+    return {
         "methods": [
-            {
-                "method": method["method"],
-                "label": method["label"],
-                "class": look(method),
-            }
+            {"method": method["method"], "label": method["label"], "class": look(method)}
             for method in summary["methods"]
         ],
         "curves": summary["curves"],
@@ -72,16 +60,3 @@ def _data(summary: Summary) -> str:
         "samples": summary["samples"],
         "start": summary["specialisation"],
     }
-    written = to_json(content)
-    for character in "<>&\u2028\u2029":
-        written = written.replace(character, f"\\u{ord(character):04x}")
-    return written
-
-
-def _name(summary: Summary) -> str:
-    return str(summary["protocol"].get("name") or "Comparison of methods")
-
-
-def _navigation() -> Markup:
-    links = [el("a", short, href=f"#{name}") for name, short, _, _ in SECTIONS]
-    return el("nav", *links, aria_label="Sections")

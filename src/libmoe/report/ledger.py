@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from libmoe.report.load import Grid, Row, Run
+from libmoe.report.values import number
 
 SPENT = ("train_flops", "train_seconds")
 
@@ -42,8 +43,8 @@ def add_costs(grid: Grid, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
         row.method: row.tuning for row in grid.rows if row.tuning
     }  # every cell of an entry says the same
     for name, tuning in tuned.items():
-        total["tuning_flops"] += (flops := _number(tuning, "train_flops"))
-        total["tuning_seconds"] += (seconds := _number(tuning, "train_seconds"))
+        total["tuning_flops"] += (flops := number(tuning.get("train_flops")) or 0.0)
+        total["tuning_seconds"] += (seconds := number(tuning.get("train_seconds")) or 0.0)
         spent_by[name]["train_flops"] += flops
         spent_by[name]["train_seconds"] += seconds
     for name in SPENT:
@@ -56,14 +57,9 @@ def add_costs(grid: Grid, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _of_failed(row: Row, run: Run, per_token: Mapping[str, float]) -> dict[str, float]:
     spent = {name: row.costs[name] for name in SPENT if name in row.costs}
-    tokens = max((t for step in run.metrics if isinstance(t := step.get("tokens"), int | float)), default=0)
+    tokens = max((number(step.get("tokens")) or 0.0 for step in run.metrics), default=0.0)
     if "train_flops" not in spent and row.method in per_token and tokens:
         spent["train_flops"] = tokens * per_token[row.method]
     if "train_seconds" not in spent and run.seconds:
         spent["train_seconds"] = run.seconds
     return spent
-
-
-def _number(tuning: Mapping[str, Any], name: str) -> float:
-    value = tuning.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0

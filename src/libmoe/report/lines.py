@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from libmoe.report.markup import Markup, el
+from libmoe.report.naming import Method
 from libmoe.report.numbers import fixed, tick_si
 from libmoe.report.svg import (
-    Method,
     canvas,
     dashes,
     fit,

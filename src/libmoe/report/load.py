@@ -7,13 +7,13 @@ note that the report shows instead of the picture.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from libmoe.core.errors import DataError
+from libmoe.report.values import number
 
 COSTS = (
     "active_params",
@@ -127,10 +127,10 @@ def _row(item: Any, where: str) -> Row:
     if kind not in ("moe", "dense"):
         raise DataError(f"{where}.kind of {method!r} is {kind!r}; choose 'moe' or 'dense'")
 
-    def number(name: str) -> float | None:
+    def told(name: str) -> float | None:
         return _number(item.get(name), f"{where}.{name} of {method!r}")
 
-    bits_per_byte = number("bits_per_byte")
+    bits_per_byte = told("bits_per_byte")
     error = str(item.get("error") or "")
     ok = status == "ok"
     if ok and bits_per_byte is None:
@@ -146,8 +146,8 @@ def _row(item: Any, where: str) -> Row:
         error=error if ok else error or "failed without saying why",
         causal=bool(item.get("causal", True)),
         bits_per_byte=bits_per_byte,
-        best_bits_per_byte=number("best_bits_per_byte"),
-        costs={name: value for name in COSTS if (value := number(name)) is not None},
+        best_bits_per_byte=told("best_bits_per_byte"),
+        costs={name: value for name in COSTS if (value := told(name)) is not None},
         domains=_numbers(item.get("domains"), f"{where}.domains of {method!r}"),
         tasks={task: _numbers(value, f"{where}.tasks.{task} of {method!r}") for task, value in tasks.items()},
         notes=tuple(str(note) for note in item.get("notes") or ()),
@@ -161,7 +161,7 @@ def _number(value: Any, where: str) -> float | None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise DataError(f"{where} must be a number, not {value!r}")
-    return float(value) if math.isfinite(value) else None
+    return number(value)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -207,7 +207,7 @@ def _metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 def _seconds(timing: Path) -> float | None:
     """How long a run that did not end had trained when it was last timed."""
     steps = _lines(timing)[0] if timing.is_file() else []
-    return next((s for step in reversed(steps) if isinstance(s := step.get("seconds"), int | float)), None)
+    return next((s for step in reversed(steps) if (s := number(step.get("seconds"))) is not None), None)
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -1,12 +1,16 @@
-"""Names of methods and budgets as people write them."""
+"""The methods of a summary: who is the baseline, and what people call methods and budgets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from libmoe.report.numbers import listing
 
 Summary = dict[str, Any]
+"""What :func:`libmoe.report.summarise` returns."""
+Method = dict[str, Any]
+"""An entry of its ``methods``."""
 
 QUANTITIES = {
     "active_params": "the active parameters",
@@ -20,6 +24,11 @@ QUANTITIES = {
     "equal_ncd": "total parameters, training FLOPs and data",
 }
 """What a budget may hold equal."""
+
+
+def baseline_of(methods: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The dense method that the others are compared with."""
+    return next((method for method in methods if method["is_baseline"]), None)
 
 
 def label_of(summary: Summary, method: str) -> str:

@@ -76,6 +76,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{amount} {noun if number == 1 else plural or noun + 's'}"
 
 
+def capitalised(sentence: str) -> str:
+    """Begin with a capital and leave all else as it was."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def listing(names: list[str], most: int = 12) -> str:
     """Join names the way a sentence does; a very long list is cut."""
     if len(names) > most:

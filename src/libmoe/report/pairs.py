@@ -13,6 +13,7 @@ import numpy as np
 from libmoe.report.compare import LEVEL
 from libmoe.report.load import Row
 from libmoe.report.units import Evaluations, Floats, HeldOut
+from libmoe.report.values import number
 from libmoe.stats import (
     Crossed,
     Detectable,
@@ -104,16 +105,16 @@ def compare_all(found: Group) -> dict[str, Any]:
         "unit": found.held.kind,
         "clusters": found.clusters,
         "f": omnibus.f,
-        "p_value": omnibus.p_value if math.isfinite(omnibus.p_value) else None,
+        "p_value": number(omnibus.p_value),
         "friedman_p": by_seed.f_p,
         "pairs": [
             {
                 "better": a,
                 "worse": b,
                 "mean": d.difference,
-                "low": d.low if math.isfinite(d.low) else None,
-                "high": d.high if math.isfinite(d.high) else None,
-                "p_value": d.p_value if math.isfinite(d.p_value) else None,
+                "low": number(d.low),
+                "high": number(d.high),
+                "p_value": number(d.p_value),
                 "p_corrected": corrected.get((a, b)),
             }
             for (a, b), d in sorted(differences.items(), key=lambda item: item[1].difference)
@@ -134,8 +135,8 @@ def detectable(found: Group, comparisons: int, reference: float) -> dict[str, An
     )
     unit = found.held.kind.removesuffix("s")
     return {
-        "effect": seen.effect if math.isfinite(seen.effect) else None,
-        "share": seen.effect / reference if math.isfinite(seen.effect) else None,
+        "effect": number(seen.effect),
+        "share": number(seen.effect / reference),
         "seeds": seeds,
         "units": found.clusters,
         "unit": unit,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Method = dict[str, Any]
+from libmoe.report.naming import Method, baseline_of
 
 
 class Axis(NamedTuple):
@@ -51,4 +51,5 @@ def error_bar(method: Method, base: float | None) -> tuple[float, float] | None:
 
 def level(methods: Sequence[Method]) -> float | None:
     """Bits per byte of the baseline."""
-    return next((method["bits_per_byte"] for method in methods if method["is_baseline"]), None)
+    baseline = baseline_of(methods)
+    return baseline["bits_per_byte"] if baseline else None

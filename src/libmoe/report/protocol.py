@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from libmoe.report.naming import budget_words, label_of
-from libmoe.report.numbers import count, listing, percent, si, signed
-
-Summary = dict[str, Any]
+from libmoe.report.naming import Summary, budget_words, label_of
+from libmoe.report.numbers import capitalised, count, listing, percent, si, signed
+from libmoe.report.values import numbers
 
 RULES = {"obrien-fleming": "O'Brien and Fleming", "pocock": "Pocock"}
 
@@ -51,9 +49,9 @@ def _equal(summary: Summary) -> list[str]:
     said = [
         f"Every entry was solved to have {words}, unless it says otherwise."
         if " equal to " in budget
-        else f"{words[:1].upper()}{words[1:]}."
+        else f"{capitalised(words)}."
     ]
-    residuals = _numbers(protocol.get("mismatch"))
+    residuals = numbers(protocol.get("mismatch"))
     if residuals:
         worst = max(residuals, key=lambda key: abs(residuals[key]))
         said.append(
@@ -64,7 +62,7 @@ def _equal(summary: Summary) -> list[str]:
 
 
 def _steps(summary: Summary) -> list[str]:
-    steps = _numbers(summary["protocol"].get("steps_by_entry"))
+    steps = numbers(summary["protocol"].get("steps_by_entry"))
     steps = steps or {m["method"]: m["steps"] for m in summary["methods"] if m["steps"]}
     if not steps:
         return []
@@ -187,12 +185,3 @@ def _until(summary: Summary) -> list[str]:
                 f"{label_of(summary, key)}: {its[-1].get('verdict')} after {its[-1].get('seeds')} seeds."
             )
     return said
-
-
-def _numbers(value: Any) -> dict[str, float]:
-    items = value.items() if isinstance(value, Mapping) else ()
-    return {
-        str(key): float(item)
-        for key, item in items
-        if isinstance(item, int | float) and not isinstance(item, bool)
-    }

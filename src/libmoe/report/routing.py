@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from libmoe.analysis.metrics.information import mutual_information
+from libmoe.core.balance import dead, max_violation, normalised_entropy, shares
+from libmoe.core.errors import DataError
 from libmoe.core.files import to_json
 from libmoe.report.load import Grid, Row
 from libmoe.report.numbers import count
+from libmoe.report.thinning import thinned
+from libmoe.report.values import number
 
 MAX_LAYERS = 6
 """Of a deeper model evenly spaced layers are shown, first and last among them."""
 ROUTING_BUDGET = 300_000
 SAMPLE_BUDGET = 500_000
 """Characters that the page may spend on heat maps and on sample text."""
-IDLE = 0.01
-"""An expert below this fraction of its fair share counts as idle."""
 
 
 def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
@@ -41,8 +44,8 @@ def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
             f"Without routing statistics, so without load and heat map: {count(skipped, 'MoE run')}."
         )
     if len(to_json(runs)) > ROUTING_BUDGET:
-        first = {run["method"]: run["seed"] for run in reversed(runs)}
-        runs = [run for run in runs if first[run["method"]] == run["seed"]]
+        first = first_runs(runs)
+        runs = [run for run in runs if first[run["method"]] is run]
         notes.append("To keep the page small, routing is shown for the first seed of each method only.")
     most = MAX_LAYERS
     while len(to_json(runs)) > ROUTING_BUDGET and most > 1:
@@ -53,6 +56,11 @@ def routing_summary(grid: Grid, notes: list[str]) -> list[dict[str, Any]]:
             f"Of deep models {count(most, 'evenly spaced layer')} {'is' if most == 1 else 'are'} shown."
         )
     return runs
+
+
+def first_runs(routing: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The first run of each method."""
+    return {run["method"]: run for run in reversed(routing)}
 
 
 def specialisation(routing: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -141,56 +149,43 @@ def _layer(item: Any) -> dict[str, Any] | None:
         return None
     experts = len(load)
     domain_load = item.get("domain_load")
-    shares = {
+    use = {
         str(domain): share
         for domain, values in (domain_load.items() if isinstance(domain_load, dict) else ())
         if (share := _shares(values)) is not None and len(share) == experts
     }
-    entropy = float(-(load * np.log(np.where(load > 0, load, 1.0))).sum())
-    information = item.get("mutual_information_bits")
-    if not isinstance(information, int | float) or not math.isfinite(information):
-        information = _information(np.array(list(shares.values()))) if shares else None
-    per_token = item.get("experts_per_token")
+    information = number(item.get("mutual_information_bits"))
+    if information is None and use:
+        # Shares and not counts, so every domain weighs the same.
+        information = mutual_information(list(use.values())) / math.log(2)
     return {
         "layer": str(item.get("layer", "?")),
         "load": [round(float(x), 4) for x in load],
-        "normalised_entropy": entropy / math.log(experts) if experts > 1 else 1.0,
-        "max_violation": float(load.max() * experts - 1.0),
-        "idle": int((load < IDLE / experts).sum()),
-        "experts_per_token": float(per_token) if isinstance(per_token, int | float) else None,
-        "domain_load": {domain: [round(float(x), 4) for x in share] for domain, share in shares.items()},
+        "normalised_entropy": normalised_entropy(load),
+        "max_violation": max_violation(load),
+        "idle": len(dead(load)),
+        "experts_per_token": number(item.get("experts_per_token")),
+        "domain_load": {domain: [round(float(x), 4) for x in share] for domain, share in use.items()},
         "mutual_information_bits": information,
-        "information_limit_bits": math.log2(min(experts, len(shares))) if shares else None,
+        "information_limit_bits": math.log2(min(experts, len(use))) if use else None,
     }
 
 
 def _shares(values: Any) -> NDArray[np.float64] | None:
+    """Shares that sum to 1; nothing where the values are no loads, or all are 0."""
     try:
         load = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+        return shares(load) if np.isfinite(load).all() and load.any() else None
+    except (TypeError, ValueError, DataError):
         return None
-    if load.ndim != 1 or len(load) == 0 or not np.isfinite(load).all() or (load < 0).any() or load.sum() <= 0:
-        return None
-    return load / load.sum()
-
-
-def _information(share_DN: NDArray[np.float64]) -> float:
-    """Mutual information of domain and expert in bits, every domain weighing the same."""
-    load_N = share_DN.mean(axis=0)
-    ratio = np.where(share_DN > 0, share_DN / np.where(load_N > 0, load_N, 1.0), 1.0)
-    return float((share_DN * np.log2(ratio)).sum(axis=1).mean())
-
-
-def _spaced(layers: list[Any], most: int) -> list[Any]:
-    """Keep at most ``most`` layers, the last one among them, evenly spaced."""
-    if len(layers) <= most:
-        return layers
-    last = len(layers) - 1
-    return [layers[round(last - last * i / max(1, most - 1))] for i in reversed(range(most))]
 
 
 def _layer_order(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (10**9, name)
+
+
+def _spaced(layers: list[Any], most: int) -> list[Any]:
+    return [layers[place] for place in thinned(len(layers), most)]
 
 
 def _text(item: Any) -> dict[str, Any] | None:
@@ -202,9 +197,7 @@ def _text(item: Any) -> dict[str, Any] | None:
     return {
         "domain": str(item.get("domain", "")),
         "tokens": [str(token.get("text", "")) for token in tokens],
-        "nll": [
-            round(float(v), 2) if isinstance(v := token.get("nll"), int | float) else None for token in tokens
-        ],
+        "nll": [None if (value := number(token.get("nll"))) is None else round(value, 2) for token in tokens],
         "experts": {layer: [_choice(_experts(token).get(layer)) for token in tokens] for layer in names},
     }
 
@@ -219,8 +212,6 @@ def _choice(pairs: Any) -> list[float]:
     usable = [
         (int(pair[0]), round(float(pair[1]), 2))
         for pair in (pairs if isinstance(pairs, list) else ())
-        if isinstance(pair, list)
-        and len(pair) == 2
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in pair)
+        if isinstance(pair, list) and len(pair) == 2 and all(number(value) is not None for value in pair)
     ]
     return [value for pair in sorted(usable, key=lambda pair: -pair[1])[:8] for value in pair]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from libmoe.report.markup import Markup, el
+from libmoe.report.naming import Method
 from libmoe.report.numbers import fixed, si, tick_si
 from libmoe.report.pareto import Axis, error_bar, frontier, level
 from libmoe.report.svg import (
-    Method,
     canvas,
     decades,
     fit,

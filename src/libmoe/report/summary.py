@@ -17,10 +17,12 @@ from libmoe.report.curves import learning_curves
 from libmoe.report.domains import compare_domains
 from libmoe.report.ledger import add_costs
 from libmoe.report.load import COSTS, Grid, Row, read_grid
+from libmoe.report.pareto import level
 from libmoe.report.protocol import protocol_words
 from libmoe.report.routing import routing_summary, sample_text, specialisation
 from libmoe.report.threats import threats
 from libmoe.report.units import Evaluations
+from libmoe.report.values import number, numbers
 from libmoe.report.words import headline
 
 
@@ -67,8 +69,8 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
             if not row.ok
         ],
         "domains": list(dict.fromkeys(domain for row in grid.finished for domain in row.domains)),
-        "unigram_bits_per_byte": _finite(grid.protocol.get("unigram_bits_per_byte")),
-        "unigram_by_domain": _finite_items(grid.protocol.get("unigram_by_domain")),
+        "unigram_bits_per_byte": number(grid.protocol.get("unigram_bits_per_byte")),
+        "unigram_by_domain": numbers(grid.protocol.get("unigram_by_domain")),
         "chance": _chance(grid),
         "curves": learning_curves(grid),
         "routing": routing,
@@ -165,7 +167,7 @@ def _hardware(grid: Grid) -> list[str]:
 
 def _order(methods: list[dict[str, Any]], notes: list[str]) -> None:
     """Sort best first, by the paired difference where there is one: seeds differ in level, and some may lack."""
-    base: float = next((method["bits_per_byte"] for method in methods if method["is_baseline"]), 0.0)
+    base = level(methods) or 0.0
 
     def score(method: dict[str, Any]) -> float:
         return method["difference"]["mean"] if method["difference"] else method["bits_per_byte"] - base
@@ -194,7 +196,7 @@ def _rank(methods: Sequence[dict[str, Any]]) -> None:
 
 def _chance(grid: Grid) -> dict[str, float]:
     """Accuracy of guessing by task: from the rows' ``chance``, else the protocol's ``task_chance``."""
-    chance = _finite_items(grid.protocol.get("task_chance"))
+    chance = numbers(grid.protocol.get("task_chance"))
     for row in grid.finished:
         chance.update({task: result["chance"] for task, result in row.tasks.items() if "chance" in result})
     return chance
@@ -209,13 +211,3 @@ def _mean_items(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for item in items for name in item)
     means = {name: _mean([item.get(name) for item in items]) for name in names}
     return {name: value for name, value in means.items() if value is not None}
-
-
-def _finite(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
-
-
-def _finite_items(value: Any) -> dict[str, float]:
-    items = value.items() if isinstance(value, dict) else ()
-    return {str(name): number for name, item in items if (number := _finite(item)) is not None}

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from libmoe.report.markup import Markup, el
+from libmoe.report.naming import Method
 from libmoe.report.numbers import minus
 from libmoe.report.palette import dash, slot
 
 GLYPH = 7.4
 """Width of an average character of a label in a wide system font, for fitting text."""
-
-Method = dict[str, Any]
 
 
 def canvas(width: int, height: float, label: str, *parts: object, **attributes: object) -> Markup:

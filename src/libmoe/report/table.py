@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from libmoe.report.markup import Markup, el, join
+from libmoe.report.naming import Method
 from libmoe.report.numbers import MISSING, binary_bytes, duration, si
 from libmoe.report.svg import swatch
-
-Method = dict[str, Any]
 
 LEAKS = "† sees future tokens: not comparable as a language model"
 
@@ -30,10 +29,12 @@ def table(
     rows: Sequence[Sequence[Cell]],
     caption: str,
     foot: Sequence[Cell] | None = None,
+    class_: str = "",
 ) -> Markup:
     """Return a table that sorts by any column; the first column names the row.
 
-    ``heads`` are (title, explanation) pairs, the explanation shown on hovering; ``foot`` is a line of sums.
+    ``heads`` are (title, explanation) pairs, the explanation shown on hovering; ``foot`` is a line of sums, ``class_``
+    the look of the whole.
     """
     header = el(
         "tr",
@@ -50,7 +51,9 @@ def table(
         class_="sortable",
         aria_label=caption,
     )
-    scroll = el("div", body_and_head, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    scroll = el(
+        "div", body_and_head, class_=f"scroll {class_}".strip(), tabindex=0, role="region", aria_label=caption
+    )
     return join([el("p", caption, class_="caption"), scroll])
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from libmoe.report.numbers import count, listing, percent, signed
+from libmoe.report.naming import Summary, baseline_of
+from libmoe.report.numbers import capitalised, count, listing, percent, signed
+from libmoe.report.values import numbers
 from libmoe.report.words import caveats, near_chance
 
-Summary = dict[str, Any]
 MISMATCH = 0.02
 """Relative difference of a matched quantity that is worth telling the reader."""
 FEW_SEEDS = 5
@@ -51,7 +50,7 @@ def _failed(summary: Summary) -> list[str]:
 
 
 def _mismatches(summary: Summary) -> list[str]:
-    base = next((m for m in summary["methods"] if m["is_baseline"]), None)
+    base = baseline_of(summary["methods"])
     if base is None:
         return []
     said = []
@@ -67,12 +66,8 @@ def _mismatches(summary: Summary) -> list[str]:
         ]
         if off:
             said.append(f"Not equal to the baseline in {name}: {listing(off)}.")
-    spread = summary["protocol"].get("clock_spread")
-    rough = [
-        f"{key} {percent(value)}"
-        for key, value in (spread.items() if isinstance(spread, dict) else ())
-        if isinstance(value, int | float) and value > CLOCK
-    ]
+    spread = numbers(summary["protocol"].get("clock_spread"))
+    rough = [f"{key} {percent(value)}" for key, value in spread.items() if value > CLOCK]
     if rough:
         said.append(
             f"Seconds per step scattered while they were measured: {listing(rough, 6)}. Training time is matched no "
@@ -92,7 +87,7 @@ def _tuning(summary: Summary) -> list[str]:
         notes = (method["tuning"] or {}).get("notes")
         for note in notes if isinstance(notes, list) else ():
             told.setdefault(str(note), []).append(method["label"])
-    return [f"{note[:1].upper()}{note[1:]} ({listing(labels, 6)})." for note, labels in told.items()]
+    return [f"{capitalised(note)} ({listing(labels, 6)})." for note, labels in told.items()]
 
 
 def _few_seeds(summary: Summary) -> list[str]:

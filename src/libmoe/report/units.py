@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ class HeldOut:
     bytes: int
     scores: Mapping[Run, Floats]
 
-    @property
+    @cached_property
     def units(self) -> Units:
+        """What each unit weighs, and what is drawn together."""
         within = self.domain_U if self.kind in ("documents", "windows") else None
         return Units(len(self.domain_U), clusters=self.cluster_U, size=self.size_U, strata=within)
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from libmoe.report.family_words import family_verdict
-from libmoe.report.naming import budget_words, label_of
+from libmoe.report.naming import Summary, baseline_of, budget_words, label_of
 from libmoe.report.numbers import count, fixed, interval, listing, percent, si, signed
-
-Summary = dict[str, Any]
 
 
 def headline(summary: Summary) -> dict[str, list[str]]:
@@ -83,7 +81,7 @@ def _lead(summary: Summary) -> list[str]:
 
 
 def _verdicts(summary: Summary) -> list[str]:
-    base = next((m for m in summary["methods"] if m["is_baseline"]), None)
+    base = baseline_of(summary["methods"])
     said = []
     if base is None:
         said.append("No dense baseline finished, so the methods are only listed by their mean.")

@@ -89,9 +89,8 @@ class Variability:
         pooled = (own + others) or 1
         seed_K = seed_square * np.maximum(pair_K / (own or 1), (pair_K + rest_K) / pooled)
         unit_K = unit_square * text_K / max(1, units - 1)
-        widen = 1 + (float(ndtri((1 + level) / 2)) ** 2 + 1) / (
-            4 * max(1, units - 1)
-        )  # as the bootstrap does
+        # As the bootstrap does.
+        widen = 1 + (float(ndtri((1 + level) / 2)) ** 2 + 1) / (4 * max(1, units - 1))
         total_K = seed_K + unit_K * widen**2
         share_K = np.divide(seed_K, total_K, out=np.zeros_like(seed_K), where=total_K > 0)
         return math.sqrt(seed_square + unit_square), _reach(share_K, pooled, level) * np.sqrt(total_K)
@@ -194,9 +193,8 @@ def _reach(share_K: Floats, freedom: int, level: float) -> Floats:
         def beyond(x: float) -> float:
             return float(np.average(ndtr(-x / sigma), weights=weight)) - (1 - level) / 2
 
-        most = -float(ndtri((1 - level) / 2)) * float(
-            sigma.max()
-        )  # itself the answer where all scales are equal
+        # Itself the answer where all scales are equal.
+        most = -float(ndtri((1 - level) / 2)) * float(sigma.max())
         return float(brentq(beyond, 0.0, 1.001 * most))
 
     grid = np.linspace(0, 1, 33)

@@ -17,7 +17,7 @@ from libmoe.core.errors import DataError
 from libmoe.core.files import to_json
 from libmoe.report.experts import write_expert_report
 from libmoe.report.experts.figures import figures
-from libmoe.report.experts.page import page
+from libmoe.report.experts.page import page as page_of
 from libmoe.report.experts.schema import checked
 from libmoe.report.experts.tables import tables
 from planted_analysis import planted
@@ -26,12 +26,17 @@ Analysis = dict[str, Any]
 EVIL = '"><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
 
 
+def page(analysis: Analysis) -> str:
+    content = checked(analysis)
+    return page_of(content, figures(content))
+
+
 def data_of(source: str) -> Any:
     return json.loads(re.search(r'id="data">(.*?)</script>', source, re.DOTALL).group(1))
 
 
 def test_the_page_asks_nobody_for_anything_and_runs_only_its_own_script(analysis: Analysis) -> None:
-    source = page(checked(analysis))
+    source = page(analysis)
     assert not re.search(
         r"@import|url\(|fetch\(|XMLHttpRequest|import\(|\beval\(|<(link|img|iframe|form)\b", source
     )
@@ -57,7 +62,7 @@ def test_hostile_names_tokens_and_texts_stay_text(analysis: Analysis, tmp_path: 
     for layer in analysis["layers"]:
         layer["by"]["domain"]["names"][0] = EVIL
         layer["top_tokens"][0][0]["text"] = EVIL
-    source = page(checked(analysis))
+    source = page(analysis)
     assert source.count("<script") == 2
     seen, complaints = browse(source, tmp_path)
     assert not complaints
@@ -66,7 +71,7 @@ def test_hostile_names_tokens_and_texts_stay_text(analysis: Analysis, tmp_path: 
 
 @pytest.mark.browser
 def test_a_browser_draws_every_figure_without_complaint(analysis: Analysis, tmp_path: Path) -> None:
-    seen, complaints = browse(page(checked(analysis)), tmp_path)
+    seen, complaints = browse(page(analysis), tmp_path)
     assert not complaints
     assert "Drawn by the page's script" not in seen
     for name in data_of(seen)["figures"]:
@@ -107,7 +112,7 @@ def test_keys_move_in_maps_open_experts_and_drive_the_slider(analysis: Analysis,
     told.push(document.activeElement === tokens[1]);
     document.title = JSON.stringify(told);
     """
-    seen, complaints = browse(page(checked(analysis)), tmp_path, script)
+    seen, complaints = browse(page(analysis), tmp_path, script)
     assert not complaints
     told = json.loads(re.search(r"<title>(.*?)</title>", seen).group(1).replace("&amp;", "&"))
     hover, card, focus, nodes, checkpoint, cut, chart, moved = told
@@ -136,7 +141,7 @@ def test_a_bare_analysis_makes_a_page_that_says_what_is_missing(analysis: Analys
             for layer in analysis["layers"]
         ]
     }
-    seen, complaints = browse(page(checked(bare)), tmp_path)
+    seen, complaints = browse(page(bare), tmp_path)
     assert not complaints
     for words in (
         "no domains",
@@ -154,15 +159,49 @@ def test_layers_of_different_sizes_and_unused_experts_are_drawn(analysis: Analys
     analysis["layers"][-1].pop("next", None)
     analysis["layers"].append(small)
     analysis["layers"][0]["load"] = [8000, 0, 0, 0, 0, 0, 0, 0]
-    seen, complaints = browse(page(checked(analysis)), tmp_path)
+    seen, complaints = browse(page(analysis), tmp_path)
     assert not complaints
     assert 'data-drawn="5x8"' in seen
 
 
+@pytest.mark.browser
+def test_figures_without_a_single_number_are_drawn_empty(analysis: Analysis, tmp_path: Path) -> None:
+    for kind in ("bars", "lines"):
+        empty = {"label": "smoe", "x": [0, 1], "y": [None, None]}
+        study = {**analysis["studies"][0], "name": kind}
+        study["figures"] = [{"kind": kind, "title": "none", "x": "step", "y": "score", "series": [empty]}]
+        analysis["studies"].append(study)
+    seen, complaints = browse(page(analysis), tmp_path)
+    assert not complaints
+    assert "Infinity" not in seen and "NaN" not in seen
+    assert seen.count("none; left and right arrows read the values") == 2
+
+
+@pytest.mark.browser
+def test_columns_of_the_layers_sort_by_number_both_ways(analysis: Analysis, tmp_path: Path) -> None:
+    script = """
+    const table = document.querySelector(".by-layer table");
+    const button = table.tHead.rows[0].cells[3].querySelector("button");
+    const order = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[3].dataset.v));
+    button.click();
+    const told = [order()];
+    button.click();
+    document.title = JSON.stringify([...told, order()]);
+    """
+    for layer, entropy in zip(analysis["layers"], (0.9, 0.1, 0.95, 0.5), strict=True):
+        layer["balance"]["normalised_entropy"] = entropy
+    seen, complaints = browse(page(analysis), tmp_path, script)
+    assert not complaints
+    assert json.loads(re.search(r"<title>(.*?)</title>", seen).group(1)) == [
+        [0.1, 0.5, 0.9, 0.95],
+        [0.95, 0.9, 0.5, 0.1],
+    ]
+
+
 def test_a_page_of_many_experts_stays_light() -> None:
     # The size grows with layers times experts: a tenth of 60 x 128 must stay below a tenth of 5 MB.
-    empty = len(page(checked(planted(1, 4, 2, 500, 0))))
-    grown = len(page(checked(planted(6, 128, 8, 1500, 20))))
+    empty = len(page(planted(1, 4, 2, 500, 0)))
+    grown = len(page(planted(6, 128, 8, 1500, 20)))
     assert grown - empty < 450_000
 
 
@@ -172,7 +211,7 @@ def test_numbers_that_are_not_finite_become_gaps(analysis: Analysis) -> None:
     found = figures(checked(analysis))
     assert found["entropy"]["series"][2]["y"][0] is None
     assert found["specialisation"]["series"][0]["y"][1] is None
-    assert data_of(page(checked(analysis)))["by"]["domain"]["explained"][1] is None
+    assert data_of(page(analysis))["by"]["domain"]["explained"][1] is None
 
 
 @pytest.mark.parametrize(

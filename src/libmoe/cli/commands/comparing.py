@@ -8,23 +8,24 @@ from typing import Annotated
 
 import typer
 
-from libmoe.cli.commands.options import Json, Names, Plugin, Quiet, SetInGrid, load_plugins, names
+from libmoe.cli.commands.options import (
+    Json,
+    Names,
+    NoStore,
+    Plugin,
+    Quiet,
+    SetInGrid,
+    Store,
+    load_plugins,
+    names,
+    recording,
+)
 
 app = typer.Typer()
 # Without the loader of grids, which takes seconds to import.
 _files = resources.files("libmoe").joinpath("recipes/grids").iterdir()
 SHIPPED = sorted(file.name.removesuffix(".yaml") for file in _files if file.name.endswith(".yaml"))
 """Names of grids, for the help text."""
-
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="FILE",
-        help="Record evaluations in this results store [default: $LIBMOE_RESULTS or runs/results.db].",
-    ),
-]
-NoStore = Annotated[bool, typer.Option("--no-store", help="Record evaluations in no results store.")]
 
 
 @app.command()
@@ -52,7 +53,7 @@ def quickstart(
         out,
         sets or [],
         load_plugins(plugin),
-        store=_store(store, no_store),
+        store=recording(store, no_store),
         quiet=quiet,
         as_json=as_json,
     )
@@ -66,17 +67,10 @@ def bench(
         typer.Option("--out", help="Folder for the results [default: runs/NAME, as the grid is called]."),
     ] = None,
     add: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--add",
-            metavar="METHOD",
-            help="Compare this method too, with as many experts as the grid's reference. Repeatable.",
-        ),
+        Names,
+        names("--add", "METHOD", "Compare this method too, with as many experts as the grid's reference."),
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="KEY", help="Only these entries and the dense baseline. Repeatable."),
-    ] = None,
+    only: Annotated[Names, names("--only", "KEY", "Only these entries and the dense baseline.")] = None,
     sets: SetInGrid = None,
     plugin: Plugin = None,
     ray: Annotated[
@@ -132,20 +126,10 @@ def bench(
         cpus=cpus,
         gpus=gpus,
         memory_gb=memory_gb,
-        store=_store(store, no_store),
+        store=recording(store, no_store),
         quiet=quiet,
         as_json=as_json,
     )
-
-
-def _store(store: Path | None, no_store: bool) -> Path | None:
-    """The results store to record in, if any."""
-    from libmoe.core.errors import ConfigError
-    from libmoe.eval.results import default_store
-
-    if store is not None and no_store:
-        raise ConfigError(f"--store {store} and --no-store exclude each other; give one of them")
-    return None if no_store else store or default_store()
 
 
 @app.command()

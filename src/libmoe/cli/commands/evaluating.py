@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from libmoe.cli.commands.options import Json, Names, Plugin, Quiet, load_plugins, names
+from libmoe.cli.commands.options import (
+    ANY_MODEL,
+    Documents,
+    DType,
+    Json,
+    Names,
+    NoStore,
+    Overwrite,
+    Plugin,
+    Quiet,
+    Store,
+    load_plugins,
+    names,
+    recording,
+)
 from libmoe.cli.results import COLUMNS
 
 app = typer.Typer()
@@ -15,17 +29,14 @@ app = typer.Typer()
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A run folder, a folder with a saved model, or a name on the hub."),
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=ANY_MODEL)] = None,
     suite: Annotated[
         Names, names("--suite", "NAME", "A suite: libmoe-lm, libmoe-vlm, full-100, embedded.")
     ] = None,
     task: Annotated[
         Names, names("--task", "NAME", "A task [default: the run's own, else the embedded ones].")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Documents per task.")] = None,
+    limit: Documents = None,
     shots: Annotated[
         int | None, typer.Option("--shots", help="Examples in the prompt [default: each task's own].")
     ] = None,
@@ -42,9 +53,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for results [default: eval in the model's folder].")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 [default: as saved].")
-    ] = None,
+    dtype: DType = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put prompts into the tokenizer's chat template.")
     ] = False,
@@ -82,7 +91,9 @@ def evaluate(
         bool,
         typer.Option("--setup-vision", help="Make the environment of vision-language tasks, and check it."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
+    overwrite: Overwrite = False,
+    store: Store = None,
+    no_store: NoStore = False,
     plugin: Plugin = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -128,6 +139,11 @@ def evaluate(
     if checkpoints:
         from libmoe.cli import curves
 
+        if store is not None:
+            raise typer.BadParameter(
+                "--checkpoints records no evaluation; leave it out", param_hint="--store"
+            )
+
         curves.run(
             Path(model),
             chosen,
@@ -155,6 +171,7 @@ def evaluate(
         judge=judge,
         windows=windows,
         data=data,
+        store=recording(store, no_store),
         overwrite=overwrite,
         quiet=quiet,
         as_json=as_json,
@@ -172,6 +189,7 @@ def results(
     ] = None,
     order: Annotated[str | None, typer.Option("--order", help="E.g. `value desc,task`.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many rows.")] = None,
+    store: Store = None,
     add: Annotated[
         list[Path] | None,
         typer.Option(
@@ -186,7 +204,7 @@ def results(
     """Query all scores: one row for each evaluation, task and metric, in one file without a server.
 
     `libmoe eval` records what it evaluates; `--add` records folders that came from elsewhere. By default the main
-    metric of each task is shown. The file is runs/results.db, or $LIBMOE_RESULTS.
+    metric of each task is shown.
 
     Example: `libmoe results --add runs/quickstart --where "main and skill = 'reading'" --order "value desc"`
     """
@@ -198,6 +216,7 @@ def results(
         order,
         limit,
         add or [],
+        store=store,
         explain=list_columns,
         as_json=as_json,
         csv=csv,
@@ -232,19 +251,17 @@ def compare(
 
 @app.command()
 def scorecard(
-    model: Annotated[
-        str, typer.Argument(help="A run folder, a folder with a saved model, or a name on the hub.")
-    ],
+    model: Annotated[str, typer.Argument(help=ANY_MODEL)],
     base: Annotated[
         str | None, typer.Option("--base", help="The model it was made from, to compare with.")
     ] = None,
     task: Annotated[Names, names("--task", "NAME", "Measure quality by this task.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Documents per task.")] = None,
+    limit: Documents = None,
     data: Annotated[str | None, typer.Option("--data", help="Corpus for bits per byte.")] = None,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", help="Measure decoding at this batch size. Repeatable.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    dtype: DType = None,
     calibration_tokens: Annotated[
         int, typer.Option("--calibration-tokens", help="Tokens that its making took.")
     ] = 0,

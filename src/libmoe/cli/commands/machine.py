@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from libmoe.cli.commands.options import Json, Names, Quiet, names
+from libmoe.cli.commands.options import Json, Names, Overwrite, Quiet, names
 
 app = typer.Typer()
 
@@ -38,7 +38,7 @@ def profile(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the results [default: runs/profile-DATE].")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -146,6 +146,47 @@ def analyze(
 
 
 @app.command()
+def study(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders, saved models, or folders of runs (a grid)."),
+    ],
+    only: Annotated[
+        Names, names("--only", "STUDY", "Only this study: saturation, change, regimes, ... [default: all].")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the result [default: analysis in the run's or the grid's]."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Text of the traces [default: the run's, or the embedded one]."),
+    ] = None,
+    task: Annotated[Names, names("--task", "TASK", "Follow the scores of this task over training.")] = None,
+    windows: Annotated[int, typer.Option("--windows", help="Held-out windows per domain.")] = 8,
+    facts: Annotated[
+        Names,
+        names("--fact", "RUN:NAME=VALUE", "What tells a run from others, e.g. `runs/a:encoder=clip`."),
+    ] = None,
+    plugin: Plugin = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare runs, seeds and checkpoints by what their experts do: named studies, each with figures and tables.
+
+    Runs that differ in the seed alone are averaged. What the runs do not allow is left out and named. Traces and scores
+    are kept in the run folders; interrupted, the same command goes on. `libmoe analyze` shows the studies of a run.
+
+    Example: `libmoe study runs/quickstart`, or `libmoe study runs/a runs/b --only regimes --out runs/a-and-b`
+    """
+    from libmoe.cli.study import run
+
+    load_plugins(plugin)
+    look = {"data": data, "windows": windows}
+    run(runs, only or [], look, task or [], facts or [], out=out, quiet=quiet, as_json=as_json)
+
+
+@app.command()
 def watch(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder: training, finished or dead.")],
     port: Annotated[int, typer.Option("--port", help="Port of the page; 0 takes a free one.")] = 8642,

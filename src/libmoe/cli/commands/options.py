@@ -33,8 +33,20 @@ Plugin = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
-
-
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")]
+Documents = Annotated[int | None, typer.Option("--limit", help="Documents per task.")]
+DType = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 [default: as saved].")
+]
+ANY_MODEL = "A run folder, a folder with a saved model, or a name on the hub."
+"""What a command takes that reads all of these."""
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", metavar="FILE", help="The results store [default: $LIBMOE_RESULTS or runs/results.db]."
+    ),
+]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Record evaluations in no results store.")]
 Names = list[str] | None
 
 
@@ -51,3 +63,17 @@ def load_plugins(plugins: list[Path] | None) -> list[str]:
         for plugin in plugins:
             load_plugin(plugin)
     return [str(p) for p in plugins or []]
+
+
+def recording(store: Path | None, no_store: bool) -> Path | None:
+    """The results store to record evaluations in, if any.
+
+    Raises:
+        ConfigError: both options are given.
+    """
+    from libmoe.core.errors import ConfigError
+    from libmoe.eval.results import default_store
+
+    if store is not None and no_store:
+        raise ConfigError(f"--store {store} and --no-store exclude each other; give one of them")
+    return None if no_store else store or default_store()

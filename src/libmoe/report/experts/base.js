@@ -1,55 +1,9 @@
-"use strict";
-// Text from data is only ever set through textContent, so nothing in it can become markup.
-const data = JSON.parse(document.getElementById("data").textContent);
-const tip = document.getElementById("tip");
+// -------------------------------------------------------------------------------- what the views share
 const SVG = "http://www.w3.org/2000/svg";
-
-function fill(node, attributes, children) {
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (key.startsWith("--")) node.style.setProperty(key, value);
-    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else node.setAttribute(key, value);
-  }
-  node.append(...children);
-  return node;
-}
-const make = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 const draw = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
-
-const fixed = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
-const percent = (value, digits = 0) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
 const times = (value) => (value === null || value === undefined ? "–" : `${value >= 9.95 ? value.toFixed(0) : value >= 0.095 ? value.toFixed(1) : value.toFixed(2)} ×`);
 const brief = (value) => (typeof value !== "number" ? String(value) : Math.abs(value) >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M` : Math.abs(value) >= 1e4 ? `${+(value / 1e3).toPrecision(3)}k` : String(+value.toPrecision(3)).replace("-", "−"));
 const sum = (values) => values.reduce((a, b) => a + b, 0);
-const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
-const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣") || "∅";
-
-function showTip(lines, x, y) {
-  tip.replaceChildren(...lines.map((line) => make("div", {}, ...[].concat(line))));
-  tip.hidden = false;
-  const box = tip.getBoundingClientRect();
-  const left = x + 16 + box.width > innerWidth ? x - box.width - 16 : x + 16;
-  const top = y + 16 + box.height > innerHeight ? y - box.height - 12 : y + 16;
-  tip.style.left = `${clamp(left, 6, Math.max(6, innerWidth - box.width - 6))}px`;
-  tip.style.top = `${Math.max(6, top)}px`;
-}
-const hideTip = () => { tip.hidden = true; };
-addEventListener("scroll", hideTip, { passive: true });
-addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
-
-function select(title, options, chosen, changed) {
-  const box = make("select", { onchange: () => changed(box.value) }, ...options.map(([value, label]) => make("option", { value }, label)));
-  box.value = String(chosen);
-  return make("label", {}, title, box);
-}
-// A control that redraws its own view keeps the focus: it is found again by its place.
-function controls(host, ...labels) {
-  const old = host.querySelector(".controls");
-  const at = old ? [...old.querySelectorAll("select, input")].indexOf(document.activeElement) : -1;
-  const bar = make("div", { class: "controls" }, ...labels.filter(Boolean));
-  return [bar, () => { if (at >= 0) bar.querySelectorAll("select, input")[at]?.focus(); }];
-}
 
 // Runs again when the width or the colour scheme changes.
 let redraws = [];
@@ -87,8 +41,6 @@ function scaleKey(scale, [least, greatest]) {
   const [from, to] = { ratio: ["≤ 1/8", "≥ 8"], signed: ["−1", "1"], range: [brief(least), brief(greatest)] }[scale] ?? ["0", brief(greatest)];
   return make("div", { class: "key" }, make("span", {}, from), make("i", { class: `ramp ${scale}` }), make("span", {}, to), scale === "ratio" ? make("span", {}, "(middle: 1)") : "");
 }
-const TINTS = 9;
-const tint = (i) => `e${i % TINTS}${Math.floor(i / TINTS) % 4 ? ` mark${Math.floor(i / TINTS) % 4}` : ""}`;
 
 // ----------------------------------------------------------------------------------- the chosen expert
 const chosen = { layer: 0, expert: 0 };
@@ -102,16 +54,4 @@ function choose(layer, expert, go = false) {
   title.tabIndex = -1;
   title.focus({ preventScroll: true });
   title.scrollIntoView();
-}
-
-// ------------------------------------------------------------------------------------------- tables
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    heads.forEach((other) => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = (row) => (row.cells[column].dataset.v === undefined ? Infinity : Number(row.cells[column].dataset.v));
-    table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => (down ? value(b) - value(a) : value(a) - value(b)) || 0));
-  }));
 }

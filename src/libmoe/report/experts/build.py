@@ -37,7 +37,7 @@ def write_expert_report(folder: str | Path, analysis: Any | None = None) -> Expe
     content = checked(_read(folder / "analysis.json") if analysis is None else analysis)
     drawn = figures(content)
     files = pictures(content, drawn) | tables(content, drawn)
-    html = page(content)
+    html = page(content, drawn)
     for name, written in files.items():
         write_atomically(folder / "figures" / name, written)
     write_atomically(folder / "report.html", html.encode("utf-8", "replace"))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from libmoe.analysis.metrics.coactivation import conditional, transition
-from libmoe.analysis.metrics.information import group_entropy
-from libmoe.analysis.studies.figures import Line, Number
-from libmoe.report.experts.relations import alike, together
-from libmoe.report.experts.schema import Analysis, Figure, Layer
-from libmoe.report.experts.specs import heat, line, lines, load_ratio, mean, study_file, thinned
+from libmoe.analysis.metrics.information import normalised_group_entropy
+from libmoe.analysis.studies.figures import Figure, Line, Number, drawn, heat, line
+from libmoe.report.experts.relations import alike, strongest, together
+from libmoe.report.experts.schema import Analysis, Layer
+from libmoe.report.experts.specs import drop_rate, load_ratio, mean, study_file
+from libmoe.report.thinning import thinned
 
 LINES = 8
 """Lines of a figure that has one for each layer; more are thinned out evenly."""
@@ -36,7 +37,7 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
             found[name] = figure
     for study in analysis.get("studies", []):
         for i, theirs in enumerate(study["figures"]):
-            found[study_file(study["name"], i)] = cast(Figure, theirs)
+            found[study_file(study["name"], i)] = theirs
     return found
 
 
@@ -44,13 +45,8 @@ def _always(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     layers = analysis["layers"]
     rows = [str(layer["layer"]) for layer in layers]
     ratios = [load_ratio(layer["load"]) for layer in layers]
-    note = "1 is a fair share; a dead expert is at 0."
-    yield (
-        "load",
-        heat(
-            "Load of each expert, in fair shares", "expert", "layer", rows, ratios, scale="ratio", note=note
-        ),
-    )
+    title, note = "Load of each expert, in fair shares", "1 is a fair share; a dead expert is at 0."
+    yield "load", heat(title, "expert", "layer", rows, _experts(ratios), ratios, "ratio", note)
     series: list[Line] = [
         _by_layer(layers, "load entropy", [layer["balance"]["normalised_entropy"] for layer in layers])
     ]
@@ -59,10 +55,9 @@ def _always(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         if any(value is not None for value in values):
             series.append(_by_layer(layers, label, values))
     if any(sum(layer.get("dropped", [])) for layer in layers):
-        values = [sum(layer.get("dropped", [])) / max(1, sum(layer["load"])) for layer in layers]
-        series.append(_by_layer(layers, "share dropped", values))
+        series.append(_by_layer(layers, "share dropped", [drop_rate(layer) for layer in layers]))
     note = "Entropies in units of ln N: load entropy 1 means all experts are used alike; router entropy 1, undecided."
-    yield "entropy", lines("Entropy and margin by layer", "layer", "", series, note=note)
+    yield "entropy", drawn("lines", "Entropy and margin by layer", "layer", "", series, note)
 
 
 def router_value(layer: Layer, name: str) -> Number:
@@ -83,7 +78,7 @@ def specialisation(analysis: Analysis) -> Figure | None:
             series.append(_by_layer(layers, name, values))
     note = "0: it tells nothing about the expert; 1: it decides. Corrected for chance."
     title = "How much of the choice of expert is explained"
-    return lines(title, "layer", "share of entropy", series, note=note) if series else None
+    return drawn("lines", title, "layer", "share of entropy", series, note) if series else None
 
 
 def explained(layer: Layer, name: str) -> Number:
@@ -120,9 +115,9 @@ def domains(analysis: Analysis) -> Figure | None:
         return None
     name = grouping(analysis)
     title = f"Which expert serves which {name}, layer {layer['layer']}"
-    rows = layer["by"][name]["names"]
+    rows, ratios = layer["by"][name]["names"], preference(layer, name)
     note = f"1: chosen as often as in all text. The layer whose experts the {name} divides most."
-    return heat(title, "expert", name, rows, preference(layer, name), scale="ratio", note=note)
+    return heat(title, "expert", name, rows, _experts(ratios), ratios, "ratio", note)
 
 
 def entropy_by_group(analysis: Analysis) -> Figure | None:
@@ -135,24 +130,24 @@ def entropy_by_group(analysis: Analysis) -> Figure | None:
     values: list[list[Number]] = []
     for layer in layers:
         groups = layer["by"][column]
-        entropy_G = group_entropy(groups["counts"]) / np.log(max(2, layer["num_experts"]))
+        entropy_G = normalised_group_entropy(groups["counts"])
         known = dict(zip(groups["names"], entropy_G.tolist(), strict=True))
         values.append([value if np.isfinite(value := known.get(name, np.nan)) else None for name in names])
     rows = [str(layer["layer"]) for layer in layers]
     note = f"In units of ln N: 1 uses all experts alike; a {column} with a low value is served by few."
     title = f"Entropy of the experts that a {column} uses"
-    return heat(title, column, "layer", rows, values, columns=names, scale="range", note=note)
+    return heat(title, column, "layer", rows, names, values, "range", note)
 
 
 def coactivation(analysis: Analysis) -> Figure | None:
-    bonds = [(edges[0].strength, layer) for layer in analysis["layers"] if (edges := together(layer))]
-    if not bonds:
+    found = strongest(analysis["layers"], together)
+    if found is None:
         return None
-    layer = max(bonds, key=lambda bond: bond[0])[1]
+    layer, _ = found
     values = conditional(layer["coactive"]).tolist()
     title = f"Experts chosen together, layer {layer['layer']}"
     note = "Share of the tokens of the row's expert that also chose the column's."
-    return heat(title, "also chose", "expert", [str(i) for i in range(len(values))], values, note=note)
+    return heat(title, "also chose", "expert", range(len(values)), _experts(values), values, note=note)
 
 
 def transitions(analysis: Analysis) -> Figure | None:
@@ -163,22 +158,20 @@ def transitions(analysis: Analysis) -> Figure | None:
     values = transition(layer["next"]).tolist()
     title = f"From layer {layer['layer']} to the next MoE layer"
     note = "Share of the next layer's choices, given the row's expert."
-    return heat(
-        title, "expert of the next layer", "expert", [str(i) for i in range(len(values))], values, note=note
-    )
+    across = "expert of the next layer"
+    return heat(title, across, "expert", range(len(values)), _experts(values), values, note=note)
 
 
 def similarity(analysis: Analysis, kind: str) -> Figure | None:
     """The layer with the most similar pair."""
-    nearest = [(edges[0].strength, layer) for layer in analysis["layers"] if (edges := alike(layer, kind))]
-    if not nearest:
+    found = strongest(analysis["layers"], lambda layer: alike(layer, kind))
+    if found is None:
         return None
-    layer = max(nearest, key=lambda pair: pair[0])[1]
+    layer, _ = found
     values: Any = layer["similarity"][kind]  # type: ignore[literal-required]
     title = f"How alike experts are in their {kind}, layer {layer['layer']}"
     note = "Similarity from −1 to 1; the layer that holds the most similar pair."
-    rows = [str(i) for i in range(len(values))]
-    return heat(title, "expert", "expert", rows, values, scale="signed", note=note)
+    return heat(title, "expert", "expert", range(len(values)), _experts(values), values, "signed", note)
 
 
 def checkpoints(analysis: Analysis) -> Figure | None:
@@ -195,7 +188,7 @@ def checkpoints(analysis: Analysis) -> Figure | None:
             series.append(line(label, [checkpoint["step"] for checkpoint in found], values))
     note = "Saturation: share of the final experts already chosen. Changes: share of tokens whose first expert differs."
     title = "Routing over training, mean of the layers"
-    return lines(title, "step", "", series, note=note) if len(found) > 1 and series else None
+    return drawn("lines", title, "step", "", series, note) if len(found) > 1 and series else None
 
 
 def saturation(analysis: Analysis) -> Figure | None:
@@ -207,8 +200,9 @@ def saturation(analysis: Analysis) -> Figure | None:
         if any(value is not None for value in values):
             steps = [checkpoint["step"] for checkpoint in found]
             series.append(line(f"layer {indices[place]}", steps, values))
-    title = "Router saturation by layer"
-    return lines(title, "step", "share of the final experts", series) if len(found) > 1 and series else None
+    if len(found) < 2 or not series:
+        return None
+    return drawn("lines", "Router saturation by layer", "step", "share of the final experts", series)
 
 
 def drops(analysis: Analysis) -> Figure | None:
@@ -216,9 +210,14 @@ def drops(analysis: Analysis) -> Figure | None:
     if not found or not any(found["share"]):
         return None
     middles = [(low + high) / 2 for low, high in zip(found["edges"], found["edges"][1:], strict=False)]
-    series: list[Line] = [line("share dropped", middles, found["share"])]
-    return lines("Assignments dropped by position", "position in the sequence", "share dropped", series)
+    series = [line("share dropped", middles, found["share"])]
+    title, across = "Assignments dropped by position", "position in the sequence"
+    return drawn("lines", title, across, "share dropped", series)
 
 
 def _by_layer(layers: list[Layer], label: str, values: Sequence[Number]) -> Line:
     return line(label, [layer["layer"] for layer in layers], values)
+
+
+def _experts(rows: Sequence[Sequence[Number]]) -> range:
+    return range(max(map(len, rows), default=0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from libmoe.report.experts.rules import RULES, Finding
+from libmoe.report.experts.rules import RULES
 from libmoe.report.experts.schema import Analysis
+from libmoe.report.experts.symptoms import Finding
 
 ORDER = ("serious", "watch", "note")
 

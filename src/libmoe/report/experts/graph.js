@@ -33,10 +33,10 @@ function drawGraph() {
   const place = make("div", { class: "drawn scroll" });
   graphView.replaceChildren(bar, place);
   refocus();
-  onLayout(place, () => place.replaceChildren(relation === "onwards" ? network(place, layer, edges, rowsOf(layer)) : network(place, layer, edges, ringOf(layer))));
+  onLayout(place, () => place.replaceChildren(network(place, layer, edges, (relation === "onwards" ? rowsOf : ringOf)(layer))));
 }
 
-// Where the nodes stand: [layer, expert, x, y, label x, label y, anchor].
+// Where the nodes stand in a given width: by the side and expert that edges name, place and place of the label.
 function ringOf(layer) {
   const { n, groups } = data.layers[layer];
   const order = Array.from({ length: n }, (_, i) => i).sort((a, b) => groups[a] - groups[b] || a - b);

@@ -15,10 +15,10 @@ function chart(host, figure) {
   const numeric = !bars && stops.every((x) => typeof x === "number");
   if (numeric) stops.sort((a, b) => a - b);
   const known = series.flatMap((s) => [s.y, s.low ?? [], s.high ?? []].flat()).filter((y) => y !== null);
-  let [low, high] = [Math.min(0, ...known), Math.max(...known, 0)];
-  if (!known.length) [low, high] = [0, 1];
+  let [low, high] = [Math.min(0, ...known), Math.max(0, ...known)];
+  const least = Math.min(...known);
   // A line far from zero is cut out; bars always stand on it.
-  if (!bars && Math.min(...known) > 0.6 * high) low = Math.min(...known) - 0.3 * (high - Math.min(...known) || high);
+  if (!bars && known.length && least > 0.6 * high) low = least - 0.3 * (high - least || high);
   if (low === high) high = low + 1;
   high += 0.04 * (high - low);
   const look = (i) => `c${i % 8}`;

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from libmoe.report.experts.figures import explained, grouping, preference, sharpest
-from libmoe.report.experts.relations import together
-from libmoe.report.experts.rules import Finding, begun, effective
+from libmoe.report.experts.relations import strongest, together
 from libmoe.report.experts.schema import Analysis
-from libmoe.report.experts.specs import load_ratio, mean
-from libmoe.report.numbers import count, fixed, percent, si
+from libmoe.report.experts.specs import effective, load_ratio, mean
+from libmoe.report.experts.symptoms import Finding
+from libmoe.report.numbers import capitalised, count, fixed, percent, si
 
 SLIGHT = 0.01
 """Share of the choice of expert that a domain must explain to be spoken of as a division of labour."""
@@ -17,19 +17,23 @@ SLIGHT = 0.01
 
 def headline(found: list[Finding]) -> str:
     """One line: the gravest finding, or that nothing is wrong."""
-    grave = [finding for finding in found if finding.weight != "note"]
+    grave = _grave(found)
     return grave[0].title if grave else "Routing is sound: nothing stands out as wrong"
 
 
 def stands_out(analysis: Analysis, found: list[Finding]) -> list[str]:
     """Sentences with numbers: findings first, then how experts are used and what they divide the work by."""
-    grave = [finding for finding in found if finding.weight != "note"][:4]
+    grave = _grave(found)[:4]
     # The first one's title is the headline.
     told = [
         finding.evidence if i == 0 else f"{finding.title}. {finding.evidence}"
         for i, finding in enumerate(grave)
     ]
     return [*told, _usage(analysis), *_specialisation(analysis), *_pairs(analysis), *_training(analysis)]
+
+
+def _grave(found: list[Finding]) -> list[Finding]:
+    return [finding for finding in found if finding.weight != "note"]
 
 
 def scope(analysis: Analysis) -> str:
@@ -39,7 +43,7 @@ def scope(analysis: Analysis) -> str:
     each = f"{min(experts)}" if len(experts) == 1 else f"{min(experts)} to {max(experts)}"
     taken = mean([layer["experts_per_token"] for layer in layers])
     return (
-        f"{begun(count(len(layers), 'MoE layer'))} with {each} experts, of which a token takes "
+        f"{capitalised(count(len(layers), 'MoE layer'))} with {each} experts, of which a token takes "
         f"{fixed(taken, 0 if float(taken or 0).is_integer() else 1)}; {si(max(layer['tokens'] for layer in layers))} "
         "tokens traced."
     )
@@ -80,10 +84,10 @@ def _specialisation(analysis: Analysis) -> list[str]:
 
 
 def _pairs(analysis: Analysis) -> list[str]:
-    best = [(edges[0], layer) for layer in analysis["layers"] if (edges := together(layer))]
-    if not best:
+    found = strongest(analysis["layers"], together)
+    if found is None:
         return []
-    edge, layer = max(best, key=lambda pair: pair[0].strength)
+    layer, (edge, *_) = found
     return [
         f"The closest partners are experts {edge.left} and {edge.right} of layer {layer['layer']}: they meet "
         f"{fixed(edge.strength, 1)} times as often as by chance."

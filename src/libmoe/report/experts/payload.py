@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from libmoe.report.experts.figures import explained, figures
+from libmoe.analysis.studies.figures import Figure
+from libmoe.report.experts.figures import explained
 from libmoe.report.experts.relations import Edge, alike, groups, onwards, together
 from libmoe.report.experts.schema import Analysis, Layer, Sample
-from libmoe.report.experts.specs import load_ratio, thinned
+from libmoe.report.experts.specs import load_ratio
+from libmoe.report.thinning import thinned
 
 TOKENS = 6
 """Top tokens of each expert."""
@@ -24,15 +26,14 @@ HIDDEN = ("load", "coactivation", "transitions", "domains")
 """Figures that the page draws from the layers instead, for any layer and not one."""
 
 
-def payload(analysis: Analysis) -> dict[str, Any]:
+def payload(analysis: Analysis, drawn: Mapping[str, Figure]) -> dict[str, Any]:
+    """The data of the page; ``drawn`` are all figures of the analysis."""
     return {
         "layers": [_layer(layer) for layer in analysis["layers"]],
         "by": _columns(analysis),
         "checkpoints": _checkpoints(analysis),
         "samples": _samples(analysis.get("samples", [])),
-        "figures": {
-            name: _rounded(figure) for name, figure in figures(analysis).items() if name not in HIDDEN
-        },
+        "figures": {name: _rounded(figure) for name, figure in drawn.items() if name not in HIDDEN},
     }
 
 
@@ -45,7 +46,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
         "load": layer["load"],
         "first": layer.get("first"),
         "dropped": layer.get("dropped"),
-        "weight": _thousandths(layer["weight"]) if "weight" in layer else None,
+        "weight": [round(1000 * x) for x in load_ratio(layer["weight"])] if "weight" in layer else None,
         "balance": {k: _short(v) for k, v in layer["balance"].items() if k != "dead"},
         "dead": layer["balance"]["dead"],
         "groups": groups(layer),
@@ -143,11 +144,6 @@ def _samples(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         }
         for sample in samples
     ]
-
-
-def _thousandths(values: Sequence[float]) -> list[int]:
-    total = sum(values)
-    return [round(1000 * len(values) * value / total) if total else 0 for value in values]
 
 
 def _rounded(value: Any) -> Any:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from libmoe.analysis.studies.figures import Line
+from libmoe.analysis.studies.figures import Figure, Number
 from libmoe.report.experts.portraits import ring, text
-from libmoe.report.experts.schema import Analysis, Figure
-from libmoe.report.experts.specs import thinned
+from libmoe.report.experts.schema import Analysis
 from libmoe.report.palette import SERIES, slot
-from libmoe.report.pictures.style import BAD, INK, LINES, MUTED, bare, figure_of, plain
+from libmoe.report.pictures.style import BAD, HEAT, INK, LINES, MUTED, bare, figure_of, plain, saved
+from libmoe.report.thinning import thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-DOTS = 160
-HEAT = "#0b62ad"
 TICKS = 24
 """Most labels along a side of a heat map."""
 RATIO = 8.0
@@ -33,10 +32,10 @@ def pictures(analysis: Analysis, figures: dict[str, Figure]) -> dict[str, bytes]
         return {}
     files: dict[str, bytes] = {}
     for name, figure in figures.items():
-        files |= _saved(name, _painted(figure))
+        files |= saved(name, _painted(figure))
     for name, portrait in (("graph", ring(analysis)), ("text", text(analysis))):
         if portrait is not None:
-            files |= _saved(name, portrait)
+            files |= saved(name, portrait)
     return files
 
 
@@ -49,20 +48,6 @@ def _painted(figure: Figure) -> Canvas:
     axes.set_xlabel(plain(figure["x"], 60), fontsize=9, color=MUTED)
     axes.set_ylabel(plain(figure["y"], 60), fontsize=9, color=MUTED)
     return canvas
-
-
-def _saved(stem: str, canvas: Canvas) -> dict[str, bytes]:
-    from matplotlib import rc_context
-
-    files = {}
-    # Text stays text in a vector picture, and equal numbers give equal bytes.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": stem}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            canvas.savefig(buffer, format=kind, dpi=DOTS, bbox_inches="tight", metadata=metadata)
-            files[f"{stem}.{kind}"] = buffer.getvalue()
-            canvas.set_layout_engine("none")  # it is laid out now, which takes as long as drawing it
-    return files
 
 
 def _size(figure: Figure) -> tuple[float, float]:
@@ -112,13 +97,11 @@ def _lines(axes: Axes, figure: Figure) -> None:
     bare(axes)
     for i, series in enumerate(figure["series"]):
         look = {"color": SERIES[slot(i)], "linestyle": LINES[i // len(SERIES) % len(LINES)]}
-        y = np.array(series["y"], dtype=np.float64)
-        if _bounded(series):
-            low, high = (np.array(series[end], dtype=np.float64) for end in ("low", "high"))
-            axes.fill_between(series["x"], low, high, color=look["color"], alpha=0.14, linewidth=0)
-        axes.plot(
-            series["x"], y, linewidth=1.6, label=plain(series["label"]), marker=".", markersize=5, **look
-        )
+        x, y = series["x"], _floats(series["y"])
+        if "low" in series:
+            low, high = _floats(series["low"]), _floats(series["high"])
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.14, linewidth=0)
+        axes.plot(x, y, linewidth=1.6, label=plain(series["label"]), marker=".", markersize=5, **look)
     _legend(axes, figure)
 
 
@@ -128,19 +111,20 @@ def _bars(axes: Axes, figure: Figure) -> None:
     width = 0.8 / max(1, len(figure["series"]))
     for i, series in enumerate(figure["series"]):
         at = np.array([names.index(x) for x in series["x"]]) + width * (i + 0.5) - 0.4
-        y = np.array(series["y"], dtype=np.float64)
+        y = _floats(series["y"])
         axes.bar(at, y, width=0.92 * width, color=SERIES[slot(i)], label=plain(series["label"]))
-        if _bounded(series):
-            low, high = (np.array(series[end], dtype=np.float64) for end in ("low", "high"))
-            axes.errorbar(at, y, [y - low, high - y], fmt="none", ecolor=INK, elinewidth=1)
+        if "low" in series:
+            ends = [y - _floats(series["low"]), _floats(series["high"]) - y]
+            axes.errorbar(at, y, ends, fmt="none", ecolor=INK, elinewidth=1)
     axes.set_xticks(range(len(names)), [plain(str(name), 18) for name in names])
     if len(names) > 6:
         axes.tick_params(axis="x", rotation=40)
     _legend(axes, figure)
 
 
-def _bounded(series: Line) -> bool:
-    return any(value is not None for value in series["low"])
+def _floats(values: Sequence[Number]) -> NDArray[np.float64]:
+    """``None`` becomes NaN, which leaves a gap."""
+    return np.array(values, dtype=np.float64)
 
 
 def _legend(axes: Axes, figure: Figure) -> None:

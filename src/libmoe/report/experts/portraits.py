@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from libmoe.report.experts.figures import sharpest
-from libmoe.report.experts.relations import groups, together
+from libmoe.report.experts.relations import groups, strongest, together
 from libmoe.report.experts.schema import Analysis
 from libmoe.report.palette import EXPERTS
 from libmoe.report.pictures.sheets import coloured_text
-from libmoe.report.pictures.style import INK, MUTED, figure_of
+from libmoe.report.pictures.style import HEAT, INK, MUTED, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def ring(analysis: Analysis) -> Canvas | None:
     """Experts that are chosen together, in the layer where that is strongest; one colour for each group."""
-    bonds = [(edges, layer) for layer in analysis["layers"] if (edges := together(layer))]
-    if not bonds:
+    found = strongest(analysis["layers"], together)
+    if found is None:
         return None
-    edges, layer = max(bonds, key=lambda bond: bond[0][0].strength)
+    layer, edges = found
     group = groups(layer)
     order = sorted(range(layer["num_experts"]), key=lambda expert: (group[expert], expert))
     angle = {expert: np.pi / 2 - 2 * np.pi * i / len(order) for i, expert in enumerate(order)}
@@ -35,11 +35,10 @@ def ring(analysis: Analysis) -> Canvas | None:
     for edge in edges:
         ends = np.array([[np.cos(angle[e]), np.sin(angle[e])] for e in (edge.left, edge.right)])
         # A parabola that bends towards the middle.
-        x, y = ((1 - along) ** 2 + along * (1 - along) / 2)[None] * ends[0][:, None] + (
-            along**2 + along * (1 - along) / 2
-        )[None] * ends[1][:, None]
+        bend = along * (1 - along) / 2
+        x, y = np.outer(ends[0], (1 - along) ** 2 + bend) + np.outer(ends[1], along**2 + bend)
         share = (edge.strength - least) / (most - least or 1)
-        axes.plot(x, y, color="#0b62ad", linewidth=0.6 + 2.4 * share, alpha=0.35 + 0.55 * share, zorder=1)
+        axes.plot(x, y, color=HEAT, linewidth=0.6 + 2.4 * share, alpha=0.35 + 0.55 * share, zorder=1)
     for place, expert in enumerate(order):
         x, y = np.cos(angle[expert]), np.sin(angle[expert])
         size = max(12.0, 1600.0 / len(order))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,14 @@ def onwards(layer: Layer) -> list[Edge]:
             if share_M[j] > 0:
                 edges.append(Edge(i, int(j), float(share_M[j] / usual_M[j]), float(share_M[j])))
     return edges
+
+
+def strongest(
+    layers: Iterable[Layer], relation: Callable[[Layer], list[Edge]]
+) -> tuple[Layer, list[Edge]] | None:
+    """The layer with the strongest single relation of a kind, and its relations; None where there are none."""
+    found = [(layer, edges) for layer in layers if (edges := relation(layer))]
+    return max(found, key=lambda pair: pair[1][0].strength, default=None)
 
 
 def groups(layer: Layer) -> list[int]:

@@ -9,7 +9,6 @@ are computed here.
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
-from libmoe.analysis.studies.figures import Figure as StudyFigure
 from libmoe.analysis.studies.figures import Number, Study
 from libmoe.core.errors import DataError
 from libmoe.core.files import finite
@@ -119,17 +118,6 @@ class Drops(TypedDict):
 
     edges: list[float]
     share: list[Number]
-
-
-class Figure(StudyFigure):
-    """A figure of the report: that of a study, and how to read it.
-
-    ``scale`` of a heat map: ``share`` from 0 (default), ``range`` from the least value, ``ratio`` around 1, ``signed``
-    around 0.
-    """
-
-    scale: NotRequired[str]
-    note: NotRequired[str]
 
 
 class Analysis(TypedDict):

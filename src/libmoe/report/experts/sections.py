@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
-from libmoe.report.experts.figures import figures
-from libmoe.report.experts.findings import findings
-from libmoe.report.experts.rules import Finding
 from libmoe.report.experts.schema import Analysis
-from libmoe.report.experts.specs import study_file
+from libmoe.report.experts.specs import drop_rate, study_file
+from libmoe.report.experts.symptoms import Finding
 from libmoe.report.markup import Markup, el
 from libmoe.report.numbers import fixed, percent
 from libmoe.report.sections.frame import missing, note
+from libmoe.report.table import Cell, table
 
 WEIGHTS = {"serious": "serious", "watch": "worth watching", "note": "good to know"}
 
@@ -24,12 +24,12 @@ class Section:
     content: list[object]
 
 
-def sections(analysis: Analysis) -> list[Section]:
-    known = set(figures(analysis))
+def sections(analysis: Analysis, known: Container[str], found: list[Finding]) -> list[Section]:
+    """All that there is something to say in; ``known`` are the names of the figures there are."""
     columns = {name for layer in analysis["layers"] for name in layer.get("by", {})}
-    found = [
-        Section("diagnosis", "Diagnosis", "Diagnosis", _diagnosis(analysis)),
-        Section("map", "Load", "Layers × experts", _map(known)),
+    parts = [
+        Section("diagnosis", "Diagnosis", "Diagnosis", _diagnosis(found)),
+        Section("map", "Load", "Layers × experts", _map()),
         Section("layers", "Layers", "Layer by layer", _layers(analysis)),
         Section("domains", "Domains", "Layers × experts × domains", _domains(columns, known)),
         Section("graph", "Graph", "Which experts belong together", _graph()),
@@ -39,16 +39,16 @@ def sections(analysis: Analysis) -> list[Section]:
     ]
     alike = [name for name in ("similarity_weights", "similarity_outputs") if name in known]
     if alike:
-        found.append(
+        parts.append(
             Section("alike", "Similarity", "How alike experts are", [_figure(name) for name in alike])
         )
     if "drops" in known:
-        found.append(Section("drops", "Drops", "What capacity drops", [_figure("drops")]))
+        parts.append(Section("drops", "Drops", "What capacity drops", [_figure("drops")]))
     for study in analysis.get("studies", []):
         figures_of = [_figure(study_file(study["name"], i)) for i in range(len(study["figures"]))]
         anchor = study_file(study["name"], "study")
-        found.append(Section(anchor, study["title"], study["title"], [el("p", study["text"]), *figures_of]))
-    return [*found, Section("reading", "How to read", "How to read this", _reading(analysis))]
+        parts.append(Section(anchor, study["title"], study["title"], [el("p", study["text"]), *figures_of]))
+    return [*parts, Section("reading", "How to read", "How to read this", _reading(analysis))]
 
 
 def _place(name: str, label: str) -> Markup:
@@ -59,14 +59,10 @@ def _figure(name: str) -> Markup:
     return el("figure", el("div", class_="drawn", data_figure=name), el("figcaption", class_="note"))
 
 
-def _diagnosis(analysis: Analysis) -> list[object]:
-    found = findings(analysis)
+def _diagnosis(found: list[Finding]) -> list[object]:
     if not found:
         return [
-            el(
-                "p",
-                "No rule found anything: no dead experts, collapse, saturation, redundancy or drops.",
-            )
+            el("p", "No rule found anything: no dead experts, collapse, saturation, redundancy or drops.")
         ]
     return [el("ul", *[_finding(finding) for finding in found], class_="diagnosis")]
 
@@ -82,7 +78,7 @@ def _finding(finding: Finding) -> Markup:
     )
 
 
-def _map(known: set[str]) -> list[object]:
+def _map() -> list[object]:
     return [
         _place("map-view", "Heat map of layers and experts"),
         note("Arrow keys move in a map, Enter opens the expert. Grey: no such expert or no number."),
@@ -91,33 +87,34 @@ def _map(known: set[str]) -> list[object]:
 
 
 def _layers(analysis: Analysis) -> list[object]:
-    heads = (
+    names = (
         "layer", "experts", "per token", "load entropy", "busiest ÷ fair", "Gini", "dead", "router entropy", "margin",
         "dropped",
     )  # fmt: skip
     rows = []
     for layer in analysis["layers"]:
         balance, router = layer["balance"], layer.get("uncertainty")
-        dropped = sum(layer.get("dropped", [])) / max(1, sum(layer["load"]))
-        cells: list[tuple[float | None, str]] = [
-            (layer["num_experts"], str(layer["num_experts"])),
-            (layer["experts_per_token"], fixed(layer["experts_per_token"], 2)),
-            (balance["normalised_entropy"], fixed(balance["normalised_entropy"])),
-            (balance["max_violation"], fixed(balance["max_violation"] + 1, 2)),
-            (balance["gini"], fixed(balance["gini"])),
-            (len(balance["dead"]), str(len(balance["dead"]))),
-            (router["normalised"] if router else None, fixed(router["normalised"] if router else None)),
-            (router["margin"] if router else None, fixed(router["margin"] if router else None)),
-            (dropped, percent(dropped)),
-        ]
-        cells_of = [el("td", text, data_v=value) for value, text in cells]
-        rows.append(el("tr", el("th", str(layer["layer"]), scope="row", data_v=layer["layer"]), *cells_of))
-    head = [el("th", el("button", name, type="button"), scope="col") for name in heads]
-    table = el("table", el("thead", el("tr", *head)), el("tbody", *rows), class_="sortable by-layer")
-    return [el("div", table, class_="scroll tall", tabindex=0, role="region", aria_label="Figures by layer")]
+        experts, dead, dropped = layer["num_experts"], len(balance["dead"]), drop_rate(layer)
+        sure, margin = (router["normalised"], router["margin"]) if router else (None, None)
+        rows.append(
+            [
+                Cell(layer["layer"], layer["layer"]),
+                Cell(experts, experts),
+                Cell(fixed(layer["experts_per_token"], 2), layer["experts_per_token"]),
+                Cell(fixed(balance["normalised_entropy"]), balance["normalised_entropy"]),
+                Cell(fixed(balance["max_violation"] + 1, 2), balance["max_violation"]),
+                Cell(fixed(balance["gini"]), balance["gini"]),
+                Cell(dead, dead),
+                Cell(fixed(sure), sure),
+                Cell(fixed(margin), margin),
+                Cell(percent(dropped), dropped),
+            ]
+        )
+    heads = [(name, dict(TERMS).get(name, "")) for name in names]
+    return [table(heads, rows, "One line a layer; click a heading to sort", class_="by-layer")]
 
 
-def _domains(columns: set[str], known: set[str]) -> list[object]:
+def _domains(columns: set[str], known: Container[str]) -> list[object]:
     if not columns:
         return missing("The text had no domains or other groups to tell apart.")
     more = [_figure(name) for name in ("specialisation", "entropy_by_group") if name in known]
@@ -149,7 +146,7 @@ def _text(analysis: Analysis) -> list[object]:
     ]
 
 
-def _training(analysis: Analysis, known: set[str]) -> list[object]:
+def _training(analysis: Analysis, known: Container[str]) -> list[object]:
     if len(analysis.get("checkpoints", [])) < 2:
         return missing(
             "One checkpoint was analysed; libmoe analyze RUN --checkpoints all shows the way there."

@@ -1,37 +1,13 @@
-"""Small helpers that figures are made with: their data, file names and scales."""
+"""Small numbers that several parts of the report need, and the names of files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from libmoe.analysis.studies.figures import Line, Number
-from libmoe.report.experts.schema import Figure
-
-
-def heat(
-    title: str, x: str, y: str, rows: list[str], values: Sequence[Sequence[Number]], **more: Any
-) -> Figure:
-    """A heat map; rows of unequal length are filled up with None."""
-    width = max(map(len, values), default=0)
-    full = [[*row, *[None] * (width - len(row))] for row in values]
-    columns = more.pop("columns", [str(i) for i in range(width)])
-    figure: Figure = {"kind": "heat", "title": title, "x": x, "y": y, "rows": rows, "columns": columns}
-    figure["values"] = full
-    return figure | more  # type: ignore[return-value]
-
-
-def lines(title: str, x: str, y: str, series: list[Line], **more: Any) -> Figure:
-    figure: Figure = {"kind": "lines", "title": title, "x": x, "y": y, "series": series}
-    return figure | more  # type: ignore[return-value]
-
-
-def line(label: str, x: Sequence[float], y: Sequence[Number]) -> Line:
-    """A line without an interval."""
-    unknown: list[Number] = [None] * len(x)
-    return {"label": label, "x": list(x), "y": list(y), "low": unknown, "high": unknown}
+from libmoe.analysis.studies.figures import Number
+from libmoe.report.experts.schema import Layer
 
 
 def study_file(study: str, part: str | int) -> str:
@@ -45,9 +21,14 @@ def load_ratio(load: Sequence[float]) -> list[float]:
     return [value / fair if fair else 0.0 for value in load]
 
 
-def thinned(size: int, most: int) -> list[int]:
-    """At most ``most`` places of ``size``, first and last among them, evenly."""
-    return sorted({round(x) for x in np.linspace(0, size - 1, min(size, most))}) if size else []
+def effective(layer: Layer) -> float:
+    """How many equally busy experts would have this entropy of load."""
+    return float(layer["num_experts"] ** layer["balance"]["normalised_entropy"])
+
+
+def drop_rate(layer: Layer) -> float:
+    """Share of its assignments that capacity dropped."""
+    return sum(layer.get("dropped", [])) / max(1, sum(layer["load"]))
 
 
 def mean(values: Sequence[Number]) -> Number:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from libmoe.report.csvs import _written as written
+from libmoe.analysis.studies.figures import Figure
+from libmoe.report.csvs import written
 from libmoe.report.experts.relations import alike, groups, onwards, together
-from libmoe.report.experts.schema import Analysis, Figure, Token
+from libmoe.report.experts.schema import Analysis, Token
 from libmoe.report.experts.specs import load_ratio, study_file
 
 Row = dict[str, Any]
@@ -36,8 +37,7 @@ def _rows(figure: Figure) -> Iterator[Row]:
         return
     for series in figure["series"]:
         for i, (x, y) in enumerate(zip(series["x"], series["y"], strict=True)):
-            ends = {"low": series["low"][i], "high": series["high"][i]}
-            ends = {end: value for end, value in ends.items() if value is not None}
+            ends = {"low": series["low"][i], "high": series["high"][i]} if "low" in series else {}
             yield {"series": series["label"], figure["x"] or "x": x, "value": y} | ends
 
 

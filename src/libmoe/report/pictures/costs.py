@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from libmoe.report.naming import Summary
 from libmoe.report.numbers import tick_si
 from libmoe.report.pareto import Axis, error_bar, frontier, level, shown
 from libmoe.report.pictures.style import INK, MUTED, bare, colour_of, figure_of, plain
@@ -13,8 +14,6 @@ from libmoe.report.svg import decades, name_of, spread, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Summary = dict[str, Any]
 
 
 def cost(summary: Summary, axis: Axis) -> Figure | None:

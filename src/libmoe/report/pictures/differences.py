@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from libmoe.report.naming import Summary, baseline_of
 from libmoe.report.numbers import fixed
 from libmoe.report.pictures.style import BAD, GOOD, INK, MUTED, bare, colour_of, figure_of, plain
 from libmoe.report.svg import name_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Summary = dict[str, Any]
 
 
 def difference(summary: Summary) -> Figure | None:
@@ -47,7 +46,8 @@ def domains(summary: Summary) -> Figure | None:
         return None
     from matplotlib.colors import LinearSegmentedColormap
 
-    base: dict[str, float] = next((m["domains"] for m in methods if m["is_baseline"]), {})
+    baseline = baseline_of(methods)
+    base: dict[str, float] = baseline["domains"] if baseline else {}
     gap_MD = np.array(
         [[m["domains"].get(name, math.nan) - base.get(name, math.nan) for name in names] for m in methods]
     )

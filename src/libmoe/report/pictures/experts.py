@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from libmoe.report.bars import load_scale
-from libmoe.report.naming import label_of
+from libmoe.report.naming import Summary, label_of
 from libmoe.report.numbers import fixed, percent
 from libmoe.report.pictures.style import INK, MUTED, figure_of, plain
+from libmoe.report.routing import first_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Summary = dict[str, Any]
 
 LOAD_ROWS = 12
 """Methods in the picture of loads; the page shows all of them."""
 
 
 def load(summary: Summary) -> Figure | None:
-    first: dict[str, Any] = {}
-    for run in summary["routing"]:
-        first.setdefault(run["method"], run)
+    first = first_runs(summary["routing"])
     runs = [first[m["method"]] for m in summary["methods"] if m["method"] in first][:LOAD_ROWS]
     if not runs:
         return None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from libmoe.report.lines import value_range
+from libmoe.report.naming import Summary
 from libmoe.report.numbers import tick_si
 from libmoe.report.pictures.style import INK, MUTED, bare, colour_of, figure_of, line_of, plain
 from libmoe.report.svg import name_of, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Summary = dict[str, Any]
 
 
 def learning_curves(summary: Summary) -> Figure | None:

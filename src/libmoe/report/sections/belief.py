@@ -7,9 +7,9 @@ from typing import Any
 from libmoe.report.critical import MOST_GROUPS, diagram
 from libmoe.report.family_words import family_verdict
 from libmoe.report.markup import el, join
-from libmoe.report.naming import label_of
-from libmoe.report.numbers import MISSING, count, fixed, interval, listing, percent, signed
-from libmoe.report.sections.frame import NARROW, WIDE, Summary, both, missing, note
+from libmoe.report.naming import Summary, label_of
+from libmoe.report.numbers import MISSING, capitalised, count, fixed, interval, listing, percent, signed
+from libmoe.report.sections.frame import NARROW, WIDE, both, missing, note
 from libmoe.report.table import Cell, name_cell, table
 
 MOST_PAIRS = 15
@@ -54,11 +54,7 @@ def _needed(summary: Summary) -> list[object]:
         [
             name_cell(by_name[item["method"]]),
             Cell(signed(item["difference"]), item["difference"], "num"),
-            Cell(
-                f"{item['seeds']}" if item["seeds"] else "more text, too",
-                float(item["seeds"] or 1e9),
-                "num" if item["seeds"] else "num faint",
-            ),
+            Cell(item["seeds"] or "more text, too", item["seeds"], "num" if item["seeds"] else "num faint"),
         ]
         for item in needed
     ]
@@ -157,7 +153,7 @@ def _family(summary: Summary, family: dict[str, Any]) -> list[object]:
     lacking = [label_of(summary, name) for name in family["left_out"]]
     return [
         el("h3", f"Do the {family['name']} differ?"),
-        el("p", words[:1].upper() + words[1:]),
+        el("p", capitalised(words)),
         note(family["detectable"]["words"], f" Not there: {listing(lacking)}." if lacking else ""),
         table(heads, rows, f"{family['name']}: {shown}"),
     ]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from libmoe.report.markup import Markup, el, join
+from libmoe.report.naming import Method, Summary
 from libmoe.report.numbers import MISSING, fixed, interval, percent, signed
-from libmoe.report.sections.frame import Summary, missing, note
+from libmoe.report.sections.frame import missing, note
 from libmoe.report.table import Cell, cost_cells, name_cell, table
 from libmoe.report.words import near_chance
-
-Method = dict[str, Any]
 
 VERDICTS = {
     "better": "better",
@@ -104,7 +101,7 @@ def _failures(summary: Summary) -> Markup | None:
         return None
     rows = [
         [
-            Cell(f"{run['label']}", run["label"]),
+            Cell(run["label"], run["label"]),
             Cell(run["seed"], float(run["seed"]), "num"),
             Cell(el("code", run["error"]), run["error"], "error"),
         ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from libmoe.report.markup import el
+from libmoe.report.naming import Method, Summary
 from libmoe.report.numbers import MISSING, duration, si
 from libmoe.report.pareto import AXES, Axis, frontier, shown
 from libmoe.report.scatter import scatter
-from libmoe.report.sections.frame import NARROW, WIDE, Summary, both, missing, note, tall
+from libmoe.report.sections.frame import NARROW, WIDE, both, missing, note, tall
 from libmoe.report.svg import name_of, swatch
-from libmoe.report.table import Cell, Method, cost_cells, name_cell, table
+from libmoe.report.table import Cell, cost_cells, name_cell, table
 
 
 def pareto(summary: Summary) -> list[object]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from libmoe.report.lines import curves
 from libmoe.report.markup import Markup, el
-from libmoe.report.sections.frame import NARROW, WIDE, Summary, both, missing, note, tall
+from libmoe.report.naming import Summary
+from libmoe.report.sections.frame import NARROW, WIDE, both, missing, note, tall
 from libmoe.report.svg import name_of, swatch
 
 

@@ -6,16 +6,18 @@ from typing import Any
 
 from libmoe.report.compare import LEVEL
 from libmoe.report.markup import el, join
+from libmoe.report.naming import Method, Summary, baseline_of
 from libmoe.report.numbers import MISSING, fixed, signed
-from libmoe.report.sections.frame import Summary, missing, note
-from libmoe.report.table import Cell, Method, name_cell, table
+from libmoe.report.sections.frame import missing, note
+from libmoe.report.table import Cell, name_cell, table
 
 
 def domains(summary: Summary) -> list[object]:
     if not summary["domains"]:
         return missing("No run was scored by domain.")
     names = summary["domains"]
-    base: dict[str, float] = next((m["domains"] for m in summary["methods"] if m["is_baseline"]), {})
+    baseline = baseline_of(summary["methods"])
+    base: dict[str, float] = baseline["domains"] if baseline else {}
     gaps = [
         abs(method["domains"][name] - base[name])
         for method in summary["methods"]

@@ -6,17 +6,17 @@ from typing import Any
 
 from libmoe.report.bars import load_bars, load_scale
 from libmoe.report.markup import Markup, el
+from libmoe.report.naming import Summary
 from libmoe.report.numbers import fixed
-from libmoe.report.sections.frame import Summary, missing, note
+from libmoe.report.routing import first_runs
+from libmoe.report.sections.frame import missing, note
 from libmoe.report.svg import name_of, swatch
 
 
 def load(summary: Summary) -> list[object]:
     if not summary["routing"]:
         return missing("No run left routing statistics.")
-    shown: dict[str, Any] = {}
-    for run in summary["routing"]:
-        shown.setdefault(run["method"], run)
+    shown = first_runs(summary["routing"])
     scale = load_scale(layer for run in shown.values() for layer in run["layers"])
     rows = []
     for method in summary["methods"]:
@@ -56,25 +56,26 @@ def _balance(layer: dict[str, Any]) -> list[Markup]:
 def heat(summary: Summary) -> list[object]:
     if not any(layer["domain_load"] for run in summary["routing"] for layer in run["layers"]):
         return missing("No run left the load of experts by domain.")
-    return [
-        el("div", id="heat", class_="panel"),
-        el("noscript", note("The heat map needs scripts; figures/specialisation.png shows one of them.")),
-        note(
-            "Rows add up to 100 %: where a domain's tokens go. Mutual information says how many bits the expert tells "
-            "about the domain; 0 means that routing ignores it. Experts share no numbering across seeds or methods."
-        ),
-    ]
+    return _panel(
+        "heat",
+        "The heat map needs scripts; figures/specialisation.png shows one of them.",
+        "Rows add up to 100 %: where a domain's tokens go. Mutual information says how many bits the expert tells "
+        "about the domain; 0 means that routing ignores it. Experts share no numbering across seeds or methods.",
+    )
 
 
 def coloured(summary: Summary) -> list[object]:
     if not summary["samples"]:
         return missing("No run left routed sample text.")
-    return [
-        el("div", id="sample", class_="panel"),
-        el("noscript", note("Coloured text needs scripts.")),
-        note(
-            "Held-out text; a token's colour is its heaviest expert in the chosen layer, uncoloured tokens went to "
-            "none. Point at a token or focus it for its experts, their weights and its loss. Click an expert to see "
-            "its tokens alone."
-        ),
-    ]
+    return _panel(
+        "sample",
+        "Coloured text needs scripts; figures/text.png shows some.",
+        "Held-out text; a token's colour is its heaviest expert in the chosen layer, uncoloured tokens went to "
+        "none. Point at a token or focus it for its experts, their weights and its loss. Click an expert to see "
+        "its tokens alone.",
+    )
+
+
+def _panel(name: str, without_scripts: str, words: str) -> list[object]:
+    """A place that the page's script fills."""
+    return [el("div", id=name, class_="panel"), el("noscript", note(without_scripts)), note(words)]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from libmoe.report.markup import Markup, el
-
-Summary = dict[str, Any]
 
 WIDE, NARROW = 1100, 360
 """Widths in pixels that pictures are drawn for; the style sheet shows the one that fits."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from libmoe.report.forest import forest
 from libmoe.report.markup import Markup, el
-from libmoe.report.sections.frame import NARROW, WIDE, Summary, both
+from libmoe.report.naming import Summary
+from libmoe.report.sections.frame import NARROW, WIDE, both
 
 
 def headline(summary: Summary, title: str) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from libmoe.report.markup import el
-from libmoe.report.sections.frame import Summary
+from libmoe.report.naming import Summary
 
 
 def protocol(summary: Summary) -> list[object]:
