@@ -38,7 +38,7 @@ def test_a_grid_is_studied_and_what_is_there_is_kept(
     assert set(found["missing"]) == {"encoders", "initialisation", "regimes"}
     assert len(found["notes"]) == 1 and "dense" in found["notes"][0]
     saturation = found["studies"][names.index("saturation")]["figures"][0]["series"]
-    assert [line["label"] for line in saturation] == ["four"]
+    assert [line["label"] for line in saturation] == ["smoe"]
     assert saturation[0]["x"] == [1, 2] and saturation[0]["y"][-1] == 1.0
     gaps = found["studies"][names.index("optimality")]["tables"]["gaps"]
     assert gaps["layer"] == ["0", "1", "all"] * 2 and all(kept > 0 for kept in gaps["kept"])
@@ -58,7 +58,23 @@ def test_facts_tell_runs_apart(grid: Path, tmp_path: Path) -> None:
     facts = {runs[0]: {"init": "small"}, runs[1]: {"init": "large"}}
     found = study_runs(runs, ["initialisation"], out=tmp_path, look=LOOK, facts=facts)
     labels = [line["label"] for line in found["studies"][0]["figures"][0]["series"]]
-    assert labels == ["four, small", "four, large"]
+    assert labels == ["smoe, small", "smoe, large"]
+
+
+def test_what_facts_do_not_tell_apart_goes_by_its_entry_in_the_grid(grid: Path, tmp_path: Path) -> None:
+    """The same seed, the same beginning: two sizes of one method keep the names they have in the grid."""
+    changes = ["train.steps=1", "train.warmup_steps=0", "eval.windows_per_domain=1", "name=grid/two"]
+    changes += ['data.domains=["novel", "code"]']
+    train(load_recipe("tiny", [*changes, "method.options.num_experts=2"]), tmp_path / "two-s0", quiet=True)
+    large = [*changes, "name=grid/large", "method.options.router_init_scale=9"]
+    train(load_recipe("tiny", large), tmp_path / "large-s0", quiet=True)
+
+    def labels(*runs: Path) -> list[str]:
+        found = study_runs(runs, ["certainty"], out=tmp_path / "out", look=LOOK)
+        return [line["label"] for line in found["studies"][0]["figures"][0]["series"]]
+
+    assert labels(grid / "four-s0", tmp_path / "two-s0") == ["four", "two"]
+    assert labels(grid / "four-s0", tmp_path / "large-s0") == ["smoe, 1x", "smoe, 9x"]
 
 
 def test_what_cannot_be_studied_is_one_line(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import nn
 from libmoe.analysis.series import Series
 from libmoe.analysis.studies import STUDIES, Quality, Run, run_studies
 from libmoe.analysis.studies.optimality import Losses, hide_best
+from libmoe.analysis.studies.runs import TELLING
 from libmoe.core.errors import CheckpointError, ConfigError, DataError, unknown
 from libmoe.core.files import write_json
 from libmoe.eval.analysing import STUDIES_FILE, take_up_studies
@@ -20,6 +23,7 @@ from libmoe.eval.heldout import HeldOut
 from libmoe.eval.subjects import Target, find_target, heldout_text, longest_text, measured_with
 from libmoe.eval.tracing import Look, Traced, trace_target
 from libmoe.layers import moe_layers
+from libmoe.train.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
 
@@ -72,7 +76,7 @@ def study_runs(
         raise DataError(
             f"{', '.join(map(str, specs))}: no run with experts to study; {notes[0] if notes else 'give run folders'}"
         )
-    studies, missing = run_studies(runs, names)
+    studies, missing = run_studies(_told_apart(runs), names)
     file = Path(out) / STUDIES_FILE
     found = {"studies": studies, "missing": missing, "notes": notes}
     write_json(file, found)
@@ -109,7 +113,7 @@ def open_run(
     recipe = target.recipe
     facts: dict[str, Any] = dict(told)
     if recipe is not None:
-        facts = {"regime": "from scratch" if recipe.method.init == "scratch" else "upcycled"} | facts
+        facts = _recipe_facts(recipe) | facts
     quality: dict[int, Quality] = {}
     if is_run and wanted & {"quality", "regimes", "initialisation"}:
         try:
@@ -123,15 +127,31 @@ def open_run(
         except ConfigError as error:
             notes.append(f"{target.name}: the drop-top-1 test is not possible: {error}")
     series = Series([subject.step for subject in subjects], traces)
-    return Run(_method(target), recipe.seed if recipe is not None else 0, series, quality, facts)
+    method, seed = (target.name, 0) if recipe is None else (recipe.method.name, recipe.seed)
+    return Run(method, seed, series, quality, facts)
 
 
-def _method(target: Target) -> str:
-    """The entry of a grid, which two options of one method may share; otherwise the method."""
-    if target.recipe is None:
-        return target.name
-    grid, _, entry = target.recipe.name.rpartition("/")
-    return entry if grid else target.recipe.method.name
+def _recipe_facts(recipe: Recipe) -> dict[str, str]:
+    """What a recipe tells of its run."""
+    grid, _, entry = recipe.name.rpartition("/")
+    return {
+        "regime": "from scratch" if recipe.method.init == "scratch" else "upcycled",
+        "init": f"{recipe.method.options.get('router_init_scale', 1.0):g}x",
+        **({"entry": entry} if grid else {}),
+    }
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one method that neither seed nor facts tell apart go by their entries in the grid."""
+    places = Counter(_place(run) for run in runs)
+    crowded = {run.method for run in runs if places[_place(run)] > 1}
+    return [
+        replace(run, method=run.facts.get("entry", run.method)) if run.method in crowded else run for run in runs
+    ]
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    return run.method, run.seed, *(str(run.facts.get(name)) for name in TELLING)
 
 
 def _quality(point: Mapping[str, Any]) -> Quality:

@@ -12,10 +12,12 @@ layer at one :class:`~libmoe.core.site.Site`.  A new method usually overrides ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from libmoe.controllers.base import Controller
@@ -49,6 +51,8 @@ class Method:
         balance: coefficient of the load-balancing loss; 0 is off.
         balance_scope: tokens that are balanced together: ``sequence``, ``micro_batch``, ``rank``, ``global_batch``.
         z_loss: coefficient of the router z-loss.
+        router_init_scale: factor on the initial weight matrices of the router; 0 makes a linear router begin
+            undecided.  Nothing changes where only their direction counts (cosine gates).
         estimator: gradient estimator, ``none`` or ``straight-through``.
     """
 
@@ -60,6 +64,7 @@ class Method:
     balance: float = 0.01
     balance_scope: Scope = "sequence"
     z_loss: float = 0.0
+    router_init_scale: float = 1.0
     estimator: str = "none"
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Method:
             raise ConfigError(f"num_experts must be at least 1, got {self.num_experts}")
         if not 1 <= self.top_k <= self.num_experts:
             raise ConfigError(f"top_k={self.top_k} must be between 1 and num_experts={self.num_experts}")
+        if not 0 <= self.router_init_scale < math.inf:
+            raise ConfigError(f"router_init_scale must be 0 or a positive number, got {self.router_init_scale}")
 
     # -- parts -------------------------------------------------------------------------------------------
     def build_router(self, site: Site) -> Router:
@@ -109,6 +116,7 @@ class Method:
         """The module that takes the FFN's place; each part draws its initial weights from a seed of its own."""
         with seeded(site.seed, site.index, "router"):
             router = self.build_router(site)
+        self._scale(router)
         with seeded(site.seed, site.index, "experts"):
             experts = self.build_experts(site)
         with seeded(site.seed, site.index, "shared"):
@@ -121,6 +129,19 @@ class Method:
             estimator=self.build_estimator(site),
             index=site.index,
         )
+
+    def _scale(self, router: Router) -> None:
+        """Multiply the router's matrices; temperatures and biases keep their values."""
+        if self.router_init_scale == 1.0:
+            return
+        matrices = [weight for weight in router.parameters() if weight.dim() > 1]
+        if not matrices:
+            raise ConfigError(
+                f"router_init_scale={self.router_init_scale:g}: {type(self).__name__} trains no matrices in its router"
+            )
+        with torch.no_grad():
+            for weight in matrices:
+                weight.mul_(self.router_init_scale)
 
 
 def register_method(

@@ -9,6 +9,7 @@ from libmoe.analysis.counts import LayerCounts
 from libmoe.analysis.metrics import balance
 from libmoe.analysis.studies.figures import Study, Table, drawn, table, table_of
 from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, interval, labels, over_steps, seeds
+from libmoe.core.errors import DataError
 
 MEASURES: Mapping[str, Callable[[LayerCounts], float]] = {
     "load entropy": lambda layer: balance.normalised_entropy(layer.load_N),
@@ -24,10 +25,13 @@ def study(runs: Sequence[Run], fact: str = "init") -> Study:
         fact: of the runs, which says how (a standard deviation, a seed of its own).
 
     Raises:
-        DataError: a run does not tell.
+        DataError: a run does not tell, or all tell the same.
     """
-    for run in runs:
-        run.fact(fact)
+    began = {run.fact(fact) for run in runs}
+    if len(began) < 2:
+        raise DataError(
+            f"all routers began alike ({fact} {', '.join(began)}); compare runs that differ in router_init_scale"
+        )
     label = labels(fact)
     series = {
         name: curves(runs, partial(over_steps, measure=measure), label) for name, measure in MEASURES.items()
