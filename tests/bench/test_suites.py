@@ -33,7 +33,7 @@ def local(name: str, folder: Path) -> list[str]:
     if name in LARGE:
         return ["recipe.data.source=embedded", "recipe.data.tokenizer=embedded"]
     if name in ("upcycle-vs-scratch", "expert-study"):
-        return [f"recipe.backbone.checkpoint={folder / 'dense'}"]
+        return [f"recipe.backbone.checkpoint={folder / 'dense'}", "prepare=[]"]
     return []
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from libmoe.bench.budgets.quantities import Budget, Solve, parse_budget
 from libmoe.bench.budgets.sweeps import Sweep
 from libmoe.bench.entry import Entry, refuse_method
+from libmoe.bench.prepared import Prepared
 from libmoe.bench.tuning import Tuning
 from libmoe.bench.tuning.candidates import check_tuning
 from libmoe.bench.until import Until
@@ -46,6 +47,7 @@ class Grid:
         until: adds seeds look by look until every method is decided against the baseline; ``seeds`` are then the
             first ones.
         tuning: how each entry's settings are chosen before its cells run; ``None`` takes them as they are given.
+        prepare: runs whose models this comparison starts from; those that are not there are trained first.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Grid:
     families: dict[str, list[str]] = field(default_factory=dict)
     until: Until | None = None
     tuning: Tuning | None = None
+    prepare: list[Prepared] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.entries = [*self.entries, *(build(Entry, e) for s in self.sweeps for e in s.entries())]

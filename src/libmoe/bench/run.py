@@ -19,6 +19,7 @@ from libmoe.bench.grid import Grid
 from libmoe.bench.looks import Looks, look_by_look
 from libmoe.bench.match import Matched, match_sizes, read_sizes, write_sizes
 from libmoe.bench.origin import origin_of
+from libmoe.bench.prepare import prepare
 from libmoe.bench.protocol import describe_protocol, describe_sizes
 from libmoe.bench.recording import Recorder
 from libmoe.bench.results import Results, Row
@@ -74,6 +75,18 @@ def run_grid(
         looks = None if grid.until is None else Looks.read(folder, grid.until, rivals)
         refuse_wrong_recipes(grid)
         refuse_measuring_elsewhere(grid, executor)
+
+
+        def train_first(cells: Sequence[CellSpec]) -> dict[str, Row]:
+            if finished_rows(cells).keys() != {spec.run_dir for spec in cells}:
+                claim(folder, whole)  # logs will lie there
+            rows = run_specs(cells, folder, executor, say=say, live=live)
+            left.extend(spec for spec in cells if spec.run_dir not in rows)
+            return rows
+
+        prepare(grid.prepare, files, executor.threads, train_first)
+        if left:
+            return left
         sizes = _sizes(grid, folder, executor.threads, say)
         protocol = describe_protocol(grid, sizes)
 

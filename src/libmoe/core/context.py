@@ -22,7 +22,7 @@ Three properties matter more than they look:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,9 +75,10 @@ def options(
         interventions: edits of scores, selections or plans (:mod:`libmoe.core.interventions`).
         recorders: callables ``(LayerContext, Routing) -> None``, called once per layer and forward.
         statistics: a :class:`~libmoe.core.statistics.StepStatistics` that gathers the load of each layer.
-        totals: denominators of the optimiser step by unit (``token``, ``sequence``), already divided by the
-            number of ranks that average gradients.  The loop then answers for the scale of attached losses.
-            Without totals each forward is its own batch, and attached losses are scaled like the model's loss.
+        totals: denominators of the optimiser step by unit (``token``, ``sequence``; ``item`` for images and the like
+            that encoders inside the model read), already divided by the number of ranks that average gradients.
+            The loop then answers for the scale of attached losses.  Without totals each forward is its own batch,
+            and attached losses are scaled like the model's loss.
         loss_scale: factor for attached losses when there are totals, or when the loop computes the main loss
             itself and scales it before backward.
         step, total_steps, stage: where training is.
@@ -311,12 +312,18 @@ def current_or_new() -> ForwardContext:
     return context
 
 
-def install(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """Make ``model`` open a :class:`ForwardContext` for each of its forwards; returns the hook handles."""
+def install(model: nn.Module, apart: Sequence[nn.Module] = ()) -> list[torch.utils.hooks.RemovableHandle]:
+    """Make ``model`` open a :class:`ForwardContext` for each of its forwards; returns the hook handles.
+
+    Args:
+        apart: modules inside that are no models and whose tokens are not the root's (connectors).
+    """
     inner = [m for m in model.modules() if m is not model and hasattr(m, "main_input_name")]
+    for module in apart:
+        module.main_input_name = "hidden_states"  # as models say what they read
     return [
         handle
-        for module in (model, *inner)
+        for module in (model, *inner, *apart)
         for handle in (
             module.register_forward_pre_hook(_enter, with_kwargs=True),
             module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
@@ -342,7 +349,9 @@ def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         reads_text = getattr(module, "main_input_name", "input_ids") == "input_ids"
         same = reads_text and inputs.get("encoder_hidden_states") is None
         context._running.append((module, context.tokens))
-        context.tokens = Tokens.of(inputs, context.tokens if same else None)
+        context.tokens = (
+            Tokens.of(inputs, context.tokens) if same else replace(Tokens.of(inputs), apart=True)
+        )
 
 
 def _leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

@@ -202,10 +202,11 @@ class SoftPlan(Plan):
         shape = groups, self.num_experts, per_expert, dim
         x_RD = slot_GSD.view(shape).transpose(0, 1).reshape(groups * slots, dim)
         y_RD = experts.forward_rows(x_RD, Segments.equal(self.num_experts, groups * per_expert))
-        y_NGPD = y_RD.reshape(self.num_experts, groups, per_expert, dim)
-        y_GSD = y_NGPD.transpose(0, 1).reshape(groups, slots, dim)
+        out = y_RD.shape[1]
+        y_NGPD = y_RD.reshape(self.num_experts, groups, per_expert, out)
+        y_GSD = y_NGPD.transpose(0, 1).reshape(groups, slots, out)
         y_GLD = torch.bmm(self.combine_GLS.to(y_GSD.dtype), y_GSD)
-        return y_GLD.reshape(groups * length, dim).to(x_TD.dtype)
+        return y_GLD.flatten(0, 1).to(x_TD.dtype)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
         shape = (self.num_tokens, self.num_experts, self.combine_GLS.shape[2] // self.num_experts)
@@ -234,7 +235,7 @@ class MergePlan(Plan):
                 f"a merge plan of {groups} groups cannot cut {x_TD.shape[0]} tokens into equal groups"
             )
         y_GLD = experts.forward_merged(x_TD.reshape(groups, length, dim), self.gate_GN)
-        return y_GLD.reshape(x_TD.shape).to(x_TD.dtype)
+        return y_GLD.flatten(0, 1).to(x_TD.dtype)
 
     def load_N(self, mask_T: Tensor | None = None) -> Tensor:
         groups = self.gate_GN.shape[0]

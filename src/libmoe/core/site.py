@@ -10,7 +10,7 @@ class Site:
     """Shape of the FFN that an MoE layer replaces.
 
     Attributes:
-        dim: model width D.
+        dim: model width D; ``out_dim`` is the width it returns, ``None`` for the same (connectors change it).
         hidden: hidden width of the dense FFN.
         activation: name of the activation (``silu``, ``gelu``, ``relu``, ...).
         gated: ``act(gate(x)) * up(x)`` rather than ``act(up(x))``.
@@ -31,3 +31,9 @@ class Site:
     path: str = ""
     init_std: float = 0.02
     seed: int | None = None
+    out_dim: int | None = None
+
+    @property
+    def out(self) -> int:
+        """Width of the output."""
+        return self.dim if self.out_dim is None else self.out_dim

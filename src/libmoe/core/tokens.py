@@ -17,11 +17,16 @@ def as_matrix(value: Any) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Inputs about the tokens of one (sub)model, each ``[B, >= L]`` or ``None``."""
+    """Inputs about the tokens of one (sub)model, each ``[B, >= L]`` or ``None``.
+
+    ``apart``: they are not those of the root model but patches of an image, say, or what a decoder reads; a row is
+    then one such item.
+    """
 
     ids: Tensor | None = None
     mask: Tensor | None = None
     positions: Tensor | None = None
+    apart: bool = False
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], outer: Tokens | None = None) -> Tokens:
@@ -30,7 +35,7 @@ class Tokens:
         found = {field_name: as_matrix(inputs.get(argument)) for field_name, argument in names.items()}
         if outer is not None:
             found = {name: getattr(outer, name) if value is None else value for name, value in found.items()}
-        return cls(**found)
+        return cls(**found, apart=outer is not None and outer.apart)
 
 
 def named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class FFN(nn.Module):
     """One dense feed-forward network with the same parameters as one expert of :class:`FFNExperts`.
 
-    ``w_in`` is ``[H, D]``, or ``[2H, D]`` when gated with the gate's H rows first; ``w_out`` is ``[D, H]``.
+    ``w_in`` is ``[H, D]``, or ``[2H, D]`` when gated with the gate's H rows first; ``w_out`` is ``[D, H]``, or
+    ``[O, H]`` for one that returns ``out_dim`` features.
     """
 
     def __init__(
@@ -34,14 +35,16 @@ class FFN(nn.Module):
         gated: bool = True,
         bias: bool = False,
         init_std: float = 0.02,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
+        out = dim if out_dim is None else out_dim
         self.activation, self.gated = activation, gated
         self.act = get_activation(activation)
         self.w_in = nn.Parameter(torch.randn(hidden * (2 if gated else 1), dim) * init_std)
-        self.w_out = nn.Parameter(torch.randn(dim, hidden) * init_std)
+        self.w_out = nn.Parameter(torch.randn(out, hidden) * init_std)
         self.b_in = nn.Parameter(torch.zeros(self.w_in.shape[0])) if bias else None
-        self.b_out = nn.Parameter(torch.zeros(dim)) if bias else None
+        self.b_out = nn.Parameter(torch.zeros(out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.linear(x, self.w_in, self.b_in)
@@ -59,7 +62,7 @@ class SharedExpert(nn.Module):
     def __init__(self, ffn: FFN, gated_by_input: bool = False) -> None:
         super().__init__()
         self.ffn = ffn
-        dim = ffn.w_out.shape[0]
+        dim = ffn.w_in.shape[1]
         self.gate = nn.Parameter(torch.zeros(1, dim)) if gated_by_input else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
@@ -76,8 +79,10 @@ class FFNExperts(Experts):
         init_std: standard deviation of the normal initialisation; ``None`` leaves ``D^-1/2`` and ``H^-1/2``.
         dropout: probability of dropping hidden units while training (expert dropout, arXiv 2101.03961 §2.4).
         backend: a name of :func:`libmoe.ops.backends`, or ``auto``; may be changed at any time.
+        out_dim: width O of the output; ``None`` for D.  Where they differ, the two products are computed one after
+            the other.
 
-    Parameters: ``w_in [N, H or 2H, D]``, ``w_out [N, D, H]``, ``b_in``, ``b_out``.
+    Parameters: ``w_in [N, H or 2H, D]``, ``w_out [N, O, H]``, ``b_in``, ``b_out``.
     """
 
     def __init__(
@@ -91,19 +96,21 @@ class FFNExperts(Experts):
         init_std: float | None = 0.02,
         dropout: float = 0.0,
         backend: str = AUTO,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__(num_experts)
         if hidden < 1:
             raise ConfigError(f"expert_hidden must be at least 1, got {hidden}")
         self.dim, self.hidden, self.dropout, self.backend = dim, hidden, dropout, backend
+        self.out_dim = dim if out_dim is None else out_dim
         self.activation, self.gated = activation, gated
         self.act = get_activation(activation)
         rows = hidden * (2 if gated else 1)
         std_in, std_out = (dim**-0.5, hidden**-0.5) if init_std is None else (init_std, init_std)
         self.w_in = nn.Parameter(torch.randn(num_experts, rows, dim) * std_in)
-        self.w_out = nn.Parameter(torch.randn(num_experts, dim, hidden) * std_out)
+        self.w_out = nn.Parameter(torch.randn(num_experts, self.out_dim, hidden) * std_out)
         self.b_in = nn.Parameter(torch.zeros(num_experts, rows)) if bias else None
-        self.b_out = nn.Parameter(torch.zeros(num_experts, dim)) if bias else None
+        self.b_out = nn.Parameter(torch.zeros(num_experts, self.out_dim)) if bias else None
 
     def _hidden(self, h: Tensor) -> Tensor:
         if self.gated:
@@ -118,11 +125,15 @@ class FFNExperts(Experts):
         """The parameters as the operations take them."""
         return StackedFFN(self.w_in, self.w_out, self.b_in, self.b_out, self.activation, self.gated)
 
+    @property
+    def _apart(self) -> bool:
+        """Whether something happens that the fused operations do not know."""
+        return self.out_dim != self.dim or bool(self.dropout and self.training)
+
     def execute(self, x_TD: Tensor, plan: Plan, x_AD: Tensor | None = None) -> Tensor:
-        own = (
-            type(self).forward_rows is not FFNExperts.forward_rows
-        )  # a subclass that computes something else
-        if own or type(plan) is not SparsePlan or plan.scale_input or (self.dropout and self.training):
+        # A subclass may compute something else.
+        own = type(self).forward_rows is not FFNExperts.forward_rows
+        if own or type(plan) is not SparsePlan or plan.scale_input or self._apart:
             return plan.execute(self, x_TD, x_AD)
         source, rows = (
             (x_TD, Rows.of(plan.dispatch)) if x_AD is None else (x_AD, Rows.of(plan.dispatch, True))
@@ -130,7 +141,7 @@ class FFNExperts(Experts):
         return ffn(source, self.stacked, rows, plan.weight_A, self.backend).to(x_TD.dtype)
 
     def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
-        if not (self.dropout and self.training):
+        if not self._apart:
             if segments.rows_each is None:
                 return ffn(x_RD, self.stacked, Rows(segments), backend=self.backend)
             x_NRD = x_RD.reshape(self.num_experts, segments.rows_each, self.dim)
@@ -144,7 +155,8 @@ class FFNExperts(Experts):
 
     def materialise(self, expert: int) -> FFN:
         with torch.device("meta"):  # no random numbers drawn, no memory for weights that are replaced
-            ffn = FFN(self.dim, self.hidden, self.activation, self.gated, self.b_in is not None)
+            bias = self.b_in is not None
+            ffn = FFN(self.dim, self.hidden, self.activation, self.gated, bias, out_dim=self.out_dim)
         for name, _ in list(ffn.named_parameters()):
             setattr(ffn, name, nn.Parameter(getattr(self, name)[expert].detach().clone()))
         return ffn

@@ -16,7 +16,7 @@ from libmoe.losses.base import Loss
 
 
 class MoELayer(nn.Module):
-    """``y = experts(x, router(x)) + shared(x)`` for hidden states ``[..., D]``.
+    """``y = experts(x, router(x)) + shared(x)`` for hidden states ``[..., D]``; experts of a connector change D.
 
     ``route`` and ``execute`` may be called apart: to route on another activation, to use a plan made
     elsewhere, or to fetch experts between the two.
@@ -71,7 +71,7 @@ class MoELayer(nn.Module):
             for loss in self.losses:
                 if loss.coefficient > 0:
                     y_TD = loss.attach_to(y_TD, routing, ctx)
-        return y_TD.reshape(hidden_states.shape)
+        return y_TD.reshape(*hidden_states.shape[:-1], y_TD.shape[-1])
 
     def _observe(self, routing: Routing, ctx: LayerContext) -> None:
         opts = ctx.forward.options

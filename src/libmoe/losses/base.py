@@ -98,10 +98,15 @@ def total_units(unit: str, local: Tensor, ctx: LayerContext) -> Tensor | float:
     """Denominator of the step for a loss counted in ``unit``.
 
     The training loop announces totals of the whole step (divided by the number of ranks whose gradients are
-    averaged).  Under a loop that passes ``num_items_in_batch`` (transformers' Trainer) a micro-batch weighs
-    its own share of that number, as in the main loss.  Otherwise each forward is a batch of its own.
+    averaged).  A layer whose tokens are not the root model's (patches of images) counts items instead of sequences,
+    and as many tokens for each as it sees.  Under a loop that passes ``num_items_in_batch`` (transformers' Trainer)
+    a micro-batch weighs its own share of that number, as in the main loss.  Otherwise each forward is a batch of
+    its own.
     """
-    announced = ctx.forward.options.totals.get(unit)
+    totals = ctx.forward.options.totals
+    announced = totals.get(unit)
+    if ctx.tokens.apart and "item" in totals:
+        announced = totals["item"] * (1 if unit == "sequence" else ctx.batch_shape[1])
     if announced is not None:
         return max(announced, 1e-9)
     items, targets = ctx.forward.items_in_batch, ctx.forward.targets

@@ -81,14 +81,21 @@ class Method:
 
     def build_experts(self, site: Site) -> Experts:
         return FFNExperts(
-            self.num_experts, site.dim, self.hidden(site), site.activation, site.gated, site.bias, site.init_std
+            self.num_experts,
+            site.dim,
+            self.hidden(site),
+            site.activation,
+            site.gated,
+            site.bias,
+            site.init_std,
+            out_dim=site.out_dim,
         )
 
     def build_shared(self, site: Site) -> SharedExpert | None:
         width = self.shared_width(site)
         if not width:
             return None
-        ffn = FFN(site.dim, width, site.activation, site.gated, site.bias, site.init_std)
+        ffn = FFN(site.dim, width, site.activation, site.gated, site.bias, site.init_std, site.out_dim)
         return SharedExpert(ffn, self.shared_gate)
 
     def build_losses(self, site: Site) -> Sequence[Loss]:

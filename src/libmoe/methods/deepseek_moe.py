@@ -92,6 +92,7 @@ class DeepSeekMoE(Method):
             site.gated,
             site.bias,
             site.init_std,
+            out_dim=site.out_dim,
         )
 
     def build_losses(self, site: Site) -> Sequence[Loss]:

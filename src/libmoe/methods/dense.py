@@ -40,4 +40,4 @@ class Dense(Method):
         if self.hidden is None:
             return None
         with seeded(site.seed, site.index, "experts"):
-            return FFN(site.dim, self.hidden, site.activation, site.gated, site.bias, site.init_std)
+            return FFN(site.dim, self.hidden, site.activation, site.gated, site.bias, site.init_std, site.out_dim)

@@ -88,6 +88,11 @@ class MoEPlusPlus(Method):
         )
 
     def build_experts(self, site: Site) -> Experts:
+        if site.out != site.dim and self.free_experts:
+            raise ConfigError(
+                f"{site.path}: zero, copy and constant experts return as many features as they were given, and this "
+                f"layer turns {site.dim} into {site.out}; leave it out with where="
+            )
         parts: list[Experts] = [super().build_experts(site)]
         if self.const_experts:
             parts.append(ConstantExperts(self.const_experts, site.dim, site.init_std))

@@ -104,6 +104,11 @@ class Switch(Method):
         )
 
     def build_experts(self, site: Site) -> Experts:
+        if self.overflow == "identity" and site.out != site.dim:
+            raise ConfigError(
+                f"{site.path}: overflow='identity' returns a token's input, and this layer turns {site.dim} features "
+                f"into {site.out}; use overflow='zero', or leave it out with where="
+            )
         kind = IdentityOverflow if self.overflow == "identity" else FFNExperts
         experts = kind(
             self.num_experts,
@@ -114,6 +119,7 @@ class Switch(Method):
             site.bias,
             site.init_std,
             dropout=self.expert_dropout,
+            out_dim=site.out_dim,
         )
         if self.init_scale is not None:
             truncated_normal_(experts.w_in, self.init_scale)

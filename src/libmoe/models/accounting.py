@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from libmoe.core.errors import ConfigError
 from libmoe.layers import MoELayer, moe_layers, replaced_forward
+from libmoe.models.forms import has_connector
 from libmoe.models.receipt import count_parameters
 
 _Shapes = dict[int, list[tuple[int, int]]]  # by layer: tokens and width of each call
@@ -127,7 +128,8 @@ def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tupl
     def note(layer: MoELayer, hidden_states: Tensor) -> Tensor:
         dim = hidden_states.shape[-1]
         shapes[layer.index].append((hidden_states.numel() // dim, dim))
-        return hidden_states
+        out = getattr(layer.experts, "out_dim", dim)
+        return hidden_states if out == dim else hidden_states.new_zeros(*hidden_states.shape[:-1], out)
 
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _in_evaluation(model):
@@ -138,6 +140,8 @@ def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tupl
                 flop_counter() as counter,
             ):
                 model(**inputs)
+                if hasattr(model, "get_image_features") and has_connector(model):
+                    model.get_image_features(pixel_values=_pixels(model, device))
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(
             f"cannot account for {type(model).__name__} at seq_len={seq_len}: {' '.join(str(error).split())[:200]}"
@@ -150,21 +154,27 @@ def example(model: Any, seq_len: int, device: torch.device) -> tuple[dict[str, T
     config = model.config
     ids = torch.zeros(1, seq_len, dtype=torch.long, device=device)
     name = model.main_input_name
+    if has_connector(model):  # the language model reads the image's tokens before the text
+        ids = torch.zeros(1, seq_len + config.image_seq_length, dtype=torch.long, device=device)
+        return {"input_ids": ids}, ids.numel()
     if name == "input_ids":
         decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
         return {"input_ids": ids, **decoder}, seq_len * (1 + len(decoder))
     if name == "pixel_values":
-        vision = getattr(config, "vision_config", config)
-        size = vision.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        pixels = torch.zeros(1, vision.num_channels, height, width, device=device, dtype=model.dtype)
-        return {"pixel_values": pixels}, None
+        return {"pixel_values": _pixels(model, device)}, None
     if name == "input_features" and hasattr(config, "max_source_positions"):
         frames = 2 * config.max_source_positions  # Whisper's convolutions halve the length
         features = torch.zeros(1, config.num_mel_bins, frames, device=device, dtype=model.dtype)
         decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
         return {"input_features": features, **decoder}, None
     raise ConfigError(f"cannot account for {type(model).__name__}, whose input is {name}")
+
+
+def _pixels(model: Any, device: torch.device) -> Tensor:
+    vision = getattr(model.config, "vision_config", model.config)
+    size = vision.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.zeros(1, vision.num_channels, height, width, device=device, dtype=model.dtype)
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from libmoe.core.errors import ConfigError, nearest, unknown
-from libmoe.core.seeding import seeded
+from libmoe.models.composing import compose
+from libmoe.models.encoders import VisionConfig, build_encoder
+from libmoe.models.initialising import initialise
 from libmoe.models.loading import load_any, model_class
 
 # What architectures call the same thing; all that an architecture knows are set, so that an encoder-decoder gets
@@ -68,6 +70,8 @@ class BackboneConfig:
         extra: further fields of the architecture's configuration, ``num_labels`` or ``attn_implementation``.
         checkpoint: a model folder or a name on the hub.  It brings its own shape, and all fields above are
             left unused.
+        vision: an image encoder, which makes a vision-language model of it (LLaVA); all fields above are then the
+            language model's.  The last token of the vocabulary stands for the image.
     """
 
     architecture: str = "llama"
@@ -81,6 +85,7 @@ class BackboneConfig:
     tie_word_embeddings: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
+    vision: VisionConfig | None = None
 
 
 def build_backbone(config: BackboneConfig, seed: int | None = 0) -> nn.Module:
@@ -94,6 +99,13 @@ def build_backbone(config: BackboneConfig, seed: int | None = 0) -> nn.Module:
         ConfigError: unknown architecture or field (with the nearest one), or a shape it cannot have.
         CheckpointError: the checkpoint cannot be loaded.
     """
+    if config.vision is not None:
+        language: Any = build_backbone(replace(config, vision=None), seed)
+        if config.vocab_size is not None and config.vocab_size > language.get_input_embeddings().num_embeddings:
+            language.resize_token_embeddings(config.vocab_size, mean_resizing=False)
+        image_token = language.get_input_embeddings().num_embeddings - 1
+        encoder = build_encoder(config.vision, seed)
+        return compose(encoder, language, image_token, class_token=config.vision.class_token, seed=seed)
     if config.checkpoint is not None:
         return load_any(config.checkpoint, dtype=torch.float32)
     from transformers import CONFIG_MAPPING
@@ -116,22 +128,6 @@ def build_backbone(config: BackboneConfig, seed: int | None = 0) -> nn.Module:
     if seed is not None and model.device.type != "meta":
         initialise(model, seed)
     return model
-
-
-@torch.no_grad()
-def initialise(model: Any, seed: int) -> None:
-    """Draw all weights anew as the architecture does, each module's from a seed of its own."""
-    from transformers import PreTrainedModel
-
-    def visit(module: nn.Module, name: str, owner: Any) -> None:
-        owner = module if isinstance(module, PreTrainedModel) else owner
-        for child_name, child in module.named_children():
-            visit(child, f"{name}.{child_name}", owner)
-        with seeded(seed, "backbone", name):
-            owner._init_weights(module)  # after its children's, as some architectures rescale theirs
-
-    visit(model, "", model)
-    model.tie_weights()
 
 
 def _settings(config: BackboneConfig, config_class: Any) -> dict[str, Any]:

@@ -13,7 +13,17 @@ from libmoe.core.errors import ConfigError
 from libmoe.core.site import Site
 from libmoe.experts import FFN
 from libmoe.layers import moe_layers
-from libmoe.models.forms import ACTIVATION_NAMES, FORMS, Form, activation_name, child, sizes, weight_OI
+from libmoe.models.forms import (
+    ACTIVATION_NAMES,
+    CONNECTOR,
+    CONNECTORS,
+    FORMS,
+    Form,
+    activation_name,
+    child,
+    sizes,
+    weight_OI,
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,14 @@ class FoundFFN:
 
     @property
     def stack(self) -> str:
-        """Path of the list of blocks the FFN belongs to, such as ``model.layers`` or ``encoder.layer``."""
+        """Path of the list of blocks the FFN belongs to, such as ``model.layers``; a connector is one by itself."""
         parts = self.path.split(".")
-        return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit())])
+        return ".".join(parts[: next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))])
+
+    @property
+    def is_connector(self) -> bool:
+        """Whether it maps what an encoder returns to the width of the language model."""
+        return self.form is CONNECTOR
 
     @property
     def hidden_dropout(self) -> float:
@@ -82,7 +97,13 @@ class FoundFFN:
 
     @property
     def dim(self) -> int:
-        return sizes(self.linears[-1])[1]
+        return sizes(self.linears[0])[0]
+
+    @property
+    def out_dim(self) -> int | None:
+        """Width of the output where it is another one than the input's."""
+        out = sizes(self.linears[-1])[1]
+        return None if out == self.dim else out
 
     @property
     def hidden(self) -> int:
@@ -113,12 +134,13 @@ class FoundFFN:
             path=self.path,
             init_std=_init_std(self.model),
             seed=seed,
+            out_dim=self.out_dim,
         )
 
     def read(self) -> FFN:
         """Our FFN with this one's weights (a copy, on the same device and in the same dtype)."""
         with torch.device("meta"):
-            ffn = FFN(self.dim, self.hidden, self.activation, self.form.gated, self.bias)
+            ffn = FFN(self.dim, self.hidden, self.activation, self.form.gated, self.bias, out_dim=self.out_dim)
         *ins, out = self.linears
         ffn.w_in = nn.Parameter(torch.cat([weight_OI(linear) for linear in ins]).detach().clone())
         ffn.w_out = nn.Parameter(weight_OI(out).detach().clone(memory_format=torch.contiguous_format))
@@ -159,7 +181,8 @@ class FoundFFN:
 def find_ffns(model: nn.Module) -> list[FoundFFN]:
     """All FFNs in the blocks of ``model``, in order of execution (an encoder before its decoder).
 
-    A block is a member of a numbered list of modules, so heads and connectors are left alone.
+    A block is a member of a numbered list of modules, so heads are left alone; connectors of vision-language models
+    are known by name.
 
     Raises:
         ConfigError: the model has experts already, holds no FFN of a known form, or one with an activation that
@@ -168,14 +191,23 @@ def find_ffns(model: nn.Module) -> list[FoundFFN]:
     _refuse_experts(model)
     found = []
     for path, module in model.named_modules():
-        form = next((form for form in FORMS if form.linears(module) is not None), None)
-        if form is not None and any(part.isdigit() for part in path.split(".")):
+        form = _form(path, module)
+        if form is not None:
             found.append(FoundFFN(model, path, form, _activation(path, module, form)))
             _refuse_inner_parts(found[-1])
     if not found:
         known = ", ".join("/".join((*form.inputs, form.output)) for form in FORMS)
         raise ConfigError(f"no feed-forward network found in {type(model).__name__}; known forms: {known}")
     return sorted(found, key=lambda ffn: "decoder" in ffn.stack.split("."))
+
+
+def _form(path: str, module: nn.Module) -> Form | None:
+    name = path.split(".")
+    if name[-1] in CONNECTORS:
+        return CONNECTOR if CONNECTOR.linears(module) is not None else None
+    if not any(part.isdigit() for part in name):
+        return None
+    return next((form for form in FORMS if form.linears(module) is not None), None)
 
 
 def _refuse_inner_parts(ffn: FoundFFN) -> None:

@@ -35,6 +35,7 @@ class Form:
         inputs: linears that read the FFN's input; of two, the first is the gate.
         output: the linear that returns to the model's width.
         fused: the one input linear holds the gate's rows and then the up rows.
+        same_width: the output is as wide as the input.
         hidden_dropouts: dropout between activation and output, as a submodule or a probability.  It sits inside
             what an MoE layer replaces; every other dropout stays.
     """
@@ -42,6 +43,7 @@ class Form:
     inputs: tuple[str, ...]
     output: str
     fused: bool = False
+    same_width: bool = True
     hidden_dropouts: tuple[str, ...] = ()
 
     @property
@@ -54,8 +56,8 @@ class Form:
         if not all(is_linear(module) for module in found):
             return None
         (*ins, (hidden, out)) = [sizes(module) for module in found]
-        rows = hidden * (2 if self.fused else 1)
-        return found if all(size == (out, rows) for size in ins) else None
+        rows, width = hidden * (2 if self.fused else 1), out if self.same_width else ins[0][0]
+        return found if all(size == (width, rows) for size in ins) else None
 
 
 FORMS = (
@@ -74,6 +76,15 @@ FORMS = (
     Form(("lin1",), "lin2"),  # DistilBERT
     Form(("up_proj",), "down_proj"),  # Nemotron, MPT
 )
+
+CONNECTOR = Form(("linear_1",), "linear_2", same_width=False)
+CONNECTORS = ("multi_modal_projector",)
+"""Modules between an encoder and a language model, as transformers calls them (LLaVA and its kin)."""
+
+
+def has_connector(model: nn.Module) -> bool:
+    """Whether the model reads images through an encoder and a connector (LLaVA and its kin)."""
+    return any(name.rpartition(".")[2] in CONNECTORS for name, _ in model.named_modules())
 
 
 def child(module: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from libmoe.models.detect import FoundFFN
 
 Where = str | Sequence[int]
 RULES = ("all", "every", "last", "first", "first_dense")
-SIDES = ("encoder", "decoder")
+SIDES = ("encoder", "decoder", "vision", "connector", "language")
 
 
 def select(found: Sequence[FoundFFN], where: Where) -> list[FoundFFN]:
@@ -23,6 +23,8 @@ def select(found: Sequence[FoundFFN], where: Where) -> list[FoundFFN]:
     * ``last:n``, ``first:n``: of each stack;
     * ``first_dense:n``: all but the first n of each stack (DeepSeek);
     * ``encoder`` or ``decoder``, alone or before one of these rules: ``decoder:every:2``;
+    * ``vision``, ``connector`` or ``language``, the parts of a vision-language model, in the same way;
+    * several of these, joined: ``vision:last:6+connector``;
     * a shell pattern on module paths, such as ``vision_model.*`` or ``*.layers.[0-3].*``;
     * a list of places among all FFNs of the model, from 0.
 
@@ -31,16 +33,22 @@ def select(found: Sequence[FoundFFN], where: Where) -> list[FoundFFN]:
     """
     if not isinstance(where, str):
         return _by_index(found, where)
-    if any(sign in where for sign in "*?[."):
-        chosen = [ffn for ffn in found if fnmatch(ffn.path, where)]
-    else:
-        chosen = _by_rule(found, where)
-    if not chosen:
-        paths = ", ".join(dict.fromkeys(ffn.stack for ffn in found))
-        raise ConfigError(
-            f"where={where!r} selects none of the {len(found)} feed-forward networks in {paths}"
-        )
-    return chosen
+    chosen = []
+    for part in where.split("+"):
+        new = _by_pattern(found, part) if any(sign in part for sign in "*?[.") else _by_rule(found, part)
+        if not new:
+            raise _nothing(found, part)
+        chosen += new
+    return sorted(dict.fromkeys(chosen), key=found.index)
+
+
+def _by_pattern(found: Sequence[FoundFFN], pattern: str) -> list[FoundFFN]:
+    return [ffn for ffn in found if fnmatch(ffn.path, pattern)]
+
+
+def _nothing(found: Sequence[FoundFFN], where: str) -> ConfigError:
+    stacks = ", ".join(dict.fromkeys(ffn.stack for ffn in found))
+    return ConfigError(f"where={where!r} selects none of the {len(found)} feed-forward networks in {stacks}")
 
 
 def _by_index(found: Sequence[FoundFFN], where: Sequence[int]) -> list[FoundFFN]:
@@ -63,13 +71,20 @@ def _by_rule(found: Sequence[FoundFFN], where: str) -> list[FoundFFN]:
         hint = f"did you mean {guess!r}? " if guess and guess != rule else ""
         raise ConfigError(
             f"cannot read where={where!r}; {hint}write all, every:n, last:n, first:n, first_dense:n, "
-            "encoder, decoder, a path pattern or a list of places"
+            "encoder, decoder, vision, connector, language, a path pattern, a list of places, or several joined by +"
         )
-    pool = [ffn for ffn in found if side is None or side in ffn.stack.split(".")]
+    pool = [ffn for ffn in found if side is None or side == _side(ffn) or side in ffn.stack.split(".")]
     stacks = {
         stack: [ffn for ffn in pool if ffn.stack == stack] for stack in dict.fromkeys(f.stack for f in pool)
     }
     return [ffn for ffns in stacks.values() for ffn in _of_stack(ffns, rule, number or 0)]
+
+
+def _side(ffn: FoundFFN) -> str:
+    """Which part of a vision-language model an FFN belongs to; what has no images is all language."""
+    if ffn.is_connector:
+        return "connector"
+    return "vision" if any("vision" in part for part in ffn.stack.split(".")) else "language"
 
 
 def _of_stack(ffns: Sequence[FoundFFN], rule: str, n: int) -> Iterable[FoundFFN]:

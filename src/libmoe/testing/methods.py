@@ -174,7 +174,7 @@ class _Probe:
             or layer.shared is not None
         ):
             raise Skip
-        ffn = FFN(place.dim, place.hidden, place.activation, place.gated, place.bias, 0.2)
+        ffn = FFN(place.dim, place.hidden, place.activation, place.gated, place.bias, 0.2, place.out_dim)
         for expert in range(layer.experts.num_experts):
             layer.experts.load_ffn(expert, ffn)
         model = Stack([layer]).eval()

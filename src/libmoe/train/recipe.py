@@ -15,6 +15,7 @@ from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.files import write_atomically
 from libmoe.methods import METHODS, create
 from libmoe.models.backbones import BackboneConfig
+from libmoe.models.trainable import check_parts
 from libmoe.ops import AUTO, backends
 from libmoe.train.schedule import Schedule
 
@@ -76,6 +77,8 @@ class TrainConfig:
         lr, schedule, warmup_steps, min_lr_ratio, decay_fraction: see :func:`libmoe.train.schedule.learning_rate`.
         weight_decay, betas, eps: of AdamW; norms, biases and embeddings do not decay.
         clip: largest norm of the gradient; ``None`` leaves it alone.
+        trainable: parts that are trained, everything else staying as it is: ``vision``, ``connector``, ``language``,
+            ``experts``, ``routers`` or patterns on parameter names; ``None`` for all.
         router_lr_scale, expert_lr_scale: learning rates of these parameters relative to ``lr``.
         dtype: ``fp32``, or ``bf16`` for mixed precision (parameters and optimiser state stay in fp32).
         activation_checkpointing: recompute each block in the backward pass: less memory, about a third more time.
@@ -104,6 +107,7 @@ class TrainConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     clip: float | None = 1.0
+    trainable: list[str] | None = None
     router_lr_scale: float = 1.0
     expert_lr_scale: float = 1.0
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -120,6 +124,9 @@ class TrainConfig:
     backend: str = AUTO
 
     def __post_init__(self) -> None:
+        check_parts(self.trainable or [])
+        if self.trainable is not None and not self.trainable:
+            raise ConfigError("train.trainable=[] trains nothing; leave it out to train everything")
         if self.backend not in (AUTO, *backends()):
             raise unknown("train.backend", self.backend, [AUTO, *backends()])
         for name in (

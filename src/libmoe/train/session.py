@@ -15,6 +15,7 @@ from libmoe.core.files import write_json
 from libmoe.core.statistics import StepStatistics
 from libmoe.models import param_roles
 from libmoe.models import save as save_model
+from libmoe.models.trainable import freeze_others
 from libmoe.train import checkpoint, parallel
 from libmoe.train.alarms import Alarms
 from libmoe.train.build import build_model, load_data
@@ -51,6 +52,8 @@ class Session:
         self.memory = PeakMemory(world.device)
         self.model = build_model(recipe, len(self.data.tokenizer)).to(world.device).train()
         roles = param_roles(self.model)  # by name, before sharding replaces the parameters
+        if cfg.trainable is not None:
+            freeze_others(self.model, cfg.trainable)
         if cfg.activation_checkpointing:
             parallel.recompute_blocks(self.model)
         if cfg.compile:

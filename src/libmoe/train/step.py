@@ -22,30 +22,43 @@ from libmoe.train.recipe import Recipe
 Batch = Mapping[str, Tensor]
 
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values")
+SIDES = {"domain_ids": "domain", "modality_ids": "modality"}
+"""What routers and recorders may know of the tokens besides, by its name in the batch."""
+
+
 @dataclass(frozen=True)
 class Totals:
     """Counts over the whole batch of a step, all processes and micro-batches together.
 
-    ``predicted`` tokens have a label, ``tokens`` were seen, ``sequences`` are documents or parts of them.
-    ``stop`` is how many processes were asked to stop.
+    ``predicted`` tokens have a label, ``tokens`` were seen, ``sequences`` are documents or parts of them, ``items``
+    are images.  ``stop`` is how many processes were asked to stop.
     """
 
     predicted: int
     tokens: int
     sequences: int
+    items: int
     stop: int
 
 
 def count(batches: Sequence[Batch], stop: bool, world: World) -> Totals:
     """Add up the step's counts with one small reduction."""
     predicted = sum(int((b["labels"][:, 1:] != -100).sum()) for b in batches)
-    tokens = sum(b["input_ids"].numel() for b in batches)
-    # A row begins a sequence, and so does every position 0 inside it.
-    sequences = sum(len(b["position_ids"]) + int((b["position_ids"][:, 1:] == 0).sum()) for b in batches)
-    local = [predicted, tokens, sequences, int(stop)]
+    tokens = sum(int(b["attention_mask"].sum()) if "attention_mask" in b else b["input_ids"].numel() for b in batches)
+    sequences = sum(map(_sequences, batches))
+    items = sum(len(b["pixel_values"]) for b in batches if "pixel_values" in b)
+    local = [predicted, tokens, sequences, items, int(stop)]
     if world.size > 1:
         local = all_reduce_sum(torch.tensor(local, device=world.device)).tolist()
     return Totals(*local)
+
+
+def _sequences(batch: Batch) -> int:
+    """A row begins a sequence, and so does every position 0 inside it; padded rows hold one each."""
+    if "attention_mask" in batch:
+        return len(batch["input_ids"])
+    return len(batch["position_ids"]) + int((batch["position_ids"][:, 1:] == 0).sum())
 
 
 def needs_counting(model: nn.Module, recipe: Recipe, num_micro: int) -> bool:
@@ -69,9 +82,8 @@ def seed_everything(device: torch.device, seed: int, *names: object) -> None:
 def next_token_loss(module: nn.Module, batch: Batch) -> Tensor:
     """Summed cross-entropy in nats of the labelled tokens (label -100: none), each predicted from those before."""
     # Without an attention mask transformers reads the borders of packed documents from the positions.
-    logits_BLV = module(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-    ).logits
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    logits_BLV = module(**inputs, use_cache=False).logits
     # Shifting the labels spares a copy of the logits.
     labels_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     return F.cross_entropy(logits_BLV.float().flatten(0, 1), labels_BL.flatten(), reduction="sum")
@@ -103,11 +115,14 @@ def accumulate(
     def forward(index: int) -> Tensor:
         batch = {k: v.to(world.device, non_blocking=True) for k, v in batches[index].items()}
         seed_everything(world.device, recipe.seed, "step", step, world.rank, index)
-        side = {"domain": batch["domain_ids"]} if "domain_ids" in batch else {}
+        side = {name: batch[key] for key, name in SIDES.items() if key in batch}
         with parallel.precision(world, recipe.train.dtype), options(side=side):
             return next_token_loss(module, batch)
 
-    announced = {"token": totals.tokens / world.size, "sequence": totals.sequences / world.size}
+    announced = {
+        unit: count / world.size
+        for unit, count in (("token", totals.tokens), ("sequence", totals.sequences), ("item", totals.items))
+    }
     scale = world.size / max(totals.predicted, 1)
     loss = torch.zeros((), device=world.device)
     with options(statistics=statistics, totals=announced, step=step, total_steps=recipe.train.steps):

@@ -1,0 +1,62 @@
+"""Models that a comparison starts from, trained before anything of it is sized or run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from libmoe.bench.cell import CellSpec
+from libmoe.bench.origin import origin_of
+from libmoe.bench.prepared import Prepared
+from libmoe.bench.results import Row
+from libmoe.core.errors import ConfigError, LibMoEError
+from libmoe.train.provenance import command_line
+from libmoe.train.recipe import Recipe, load_recipe
+
+Run = Callable[[Sequence[CellSpec]], dict[str, Row]]
+
+
+def prepare(wanted: Sequence[Prepared], plugins: Sequence[str], threads: int, run: Run) -> None:
+    """Train what is not there yet, in order; those that do not start from one another run at once.
+
+    Args:
+        run: trains and evaluates cells, all but those that are done; returns their rows by run folder.  Cells that
+            were handed over to another system have none: what starts from them is not run then.
+
+    Raises:
+        ConfigError: a recipe is wrong, or was begun as another one.
+        LibMoEError: one failed.
+    """
+    left = [(Path(item.out), load_recipe(item.recipe, item.set)) for item in wanted]
+    while left:
+        wave = [(out, recipe) for out, recipe in left if not any(_starts_from(recipe, other) for other, _ in left)]
+        if not wave:
+            raise ConfigError(f"prepare: {left[0][0]} starts from a run that starts from it")
+        specs = [_spec(out, recipe, plugins, threads) for out, recipe in wave]
+        rows = run(specs)
+        for spec in specs:
+            if spec.run_dir not in rows:
+                return
+            if rows[spec.run_dir]["status"] != "ok":
+                raise LibMoEError(f"{spec.run_dir}, which others start from, failed: {rows[spec.run_dir]['error']}")
+        left = [item for item in left if item not in wave]
+
+
+def _starts_from(recipe: Recipe, run: Path) -> bool:
+    """Whether the recipe's model, or its encoder, is one that is trained in ``run``."""
+    vision = recipe.backbone.vision
+    models = (recipe.backbone.checkpoint, vision.checkpoint if vision is not None else None)
+    return any(Path(model).is_relative_to(run) for model in models if model is not None)
+
+
+def _spec(out: Path, recipe: Recipe, plugins: Sequence[str], threads: int) -> CellSpec:
+    return CellSpec(
+        key=out.name,
+        label=recipe.name,
+        recipe=recipe,
+        run_dir=str(out),
+        plugins=tuple(plugins),
+        threads=threads,
+        origin=origin_of(recipe),
+        command=command_line(),
+    )
