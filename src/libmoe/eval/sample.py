@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 import libmoe.core.context as context
 from libmoe.analysis.trace import assignments
-from libmoe.eval.heldout import HeldOut, evaluating, token_nll
+from libmoe.eval.heldout import evaluating, token_nll
+
+if TYPE_CHECKING:
+    from libmoe.eval.conversing import Held
 
 MAX_EXPERTS = 8
 """Experts kept per token and layer: plans that use all experts would swamp the page."""
 
 
 def sample_routing(
-    model: nn.Module, tokenizer: Any, heldout: HeldOut, count: int, tokens: int = 96
+    model: nn.Module, tokenizer: Any, heldout: Held, count: int, tokens: int = 96
 ) -> list[dict[str, Any]]:
     """``count`` windows from different domains: text, loss in nats and experts of each token.
 
@@ -30,6 +33,8 @@ def sample_routing(
         chosen: dict[int, dict[int, list]] = {}
 
         def record(ctx: Any, routing: Any, chosen: dict = chosen) -> None:
+            if ctx.tokens.apart:  # patches of an image, which have no text
+                return
             token_A, expert_A, weight_A, kept_A = assignments(routing.plan)
             by_token: dict[int, list] = {}
             for token, expert, weight, kept in zip(

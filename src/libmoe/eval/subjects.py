@@ -6,20 +6,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from libmoe.core.errors import CheckpointError, ConfigError, nearest
 from libmoe.core.files import read_json
-from libmoe.data import load_tokenizer
 from libmoe.eval.heldout import HeldOut, open_data
 from libmoe.eval.opening import fingerprint, model_folder
 from libmoe.models import load_any
 from libmoe.train import checkpoint
-from libmoe.train.build import build_model
+from libmoe.train.build import build_model, tokens_of
 from libmoe.train.recipe import DataConfig, EvalConfig, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from libmoe.eval.conversing import Held
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Target:
     data: DataConfig
     evaluation: EvalConfig
     recipe: Recipe | None = None
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model and its processor lie, if it has finished."""
+        own = self.folder / "model"
+        return own if own.is_dir() else self.folder
 
 
 def find_target(spec: str | Path, checkpoints: str | None = None) -> Target:
@@ -128,7 +136,7 @@ def _at(folder: Path, recipe: Recipe, step: int) -> Subject:
         if (folder / "model").is_dir():
             model = load_any(folder / "model")
         else:
-            model = build_model(recipe, len(load_tokenizer(recipe.data.tokenizer)))
+            model = build_model(recipe, *tokens_of(recipe))
         checkpoint.restore_model(path, model)
         return model.eval()
 
@@ -164,13 +172,20 @@ def longest_text(model: nn.Module, data: DataConfig) -> int:
 
 
 def heldout_text(
-    model: nn.Module, name: str, data: DataConfig, config: EvalConfig
-) -> tuple[HeldOut, Any, str]:
+    model: nn.Module, name: str, data: DataConfig, config: EvalConfig, folder: str | Path
+) -> tuple[Held, Any, str]:
     """Held-out windows that the model can read, their tokenizer, and what tells this text from others.
+
+    Args:
+        folder: of the model.
 
     Raises:
         ConfigError: the tokenizer has more tokens than the model embeddings.
     """
+    if data.conversations is not None:
+        from libmoe.eval.conversing import heldout_conversations
+
+        return heldout_conversations(model, folder, data, config)
     tokenized, tokenizer = open_data(data, progress=True)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):

@@ -18,7 +18,7 @@ from libmoe.analysis.trace import Trace, TraceRecorder
 from libmoe.core.errors import ConfigError
 from libmoe.core.files import read_json, to_json
 from libmoe.data import load_tokenizer
-from libmoe.eval.heldout import evaluating
+from libmoe.eval.heldout import evaluating, model_inputs
 from libmoe.eval.subjects import Subject, Target, heldout_text, longest_text, measured_with, on_device
 from libmoe.eval.task_text import task_batches
 from libmoe.layers import moe_layers
@@ -147,14 +147,13 @@ def text_for(target: Target, look: Look, model: nn.Module) -> Text:
             "task",
             lambda: task_batches(model, tokenizer, look.tasks, look.windows, longest, config.batch_size),
         )
-    heldout, tokenizer, key = heldout_text(model, target.name, data, config)
+    heldout, tokenizer, key = heldout_text(model, target.name, data, config, target.model_folder)
 
     def read() -> tuple[Batches, list[str]]:
-        batches = [
-            {"input_ids": b["input_ids"], "position_ids": b["position_ids"], "domain": b["domain_ids"]}
-            for windows in heldout.windows.values()
-            for b in windows
-        ]
+        batches = []
+        for batch in (b for windows in heldout.windows.values() for b in windows):
+            inputs, side = model_inputs(batch, torch.device("cpu"))
+            batches.append(inputs | {"domain": side["domain"]})
         return batches, heldout.names
 
     return Text(key, tokenizer, "domain", read)

@@ -71,7 +71,7 @@ class BackboneConfig:
         checkpoint: a model folder or a name on the hub.  It brings its own shape, and all fields above are
             left unused.
         vision: an image encoder, which makes a vision-language model of it (LLaVA); all fields above are then the
-            language model's.  The last token of the vocabulary stands for the image.
+            language model's.
     """
 
     architecture: str = "llama"
@@ -103,8 +103,9 @@ def build_backbone(config: BackboneConfig, seed: int | None = 0) -> nn.Module:
         language: Any = build_backbone(replace(config, vision=None), seed)
         if config.vocab_size is not None and config.vocab_size > language.get_input_embeddings().num_embeddings:
             language.resize_token_embeddings(config.vocab_size, mean_resizing=False)
-        image_token = language.get_input_embeddings().num_embeddings - 1
-        encoder = build_encoder(config.vision, seed)
+        encoder, image_token = build_encoder(config.vision, seed), config.vision.image_token
+        if image_token is None:
+            image_token = language.get_input_embeddings().num_embeddings - 1
         return compose(encoder, language, image_token, class_token=config.vision.class_token, seed=seed)
     if config.checkpoint is not None:
         return load_any(config.checkpoint, dtype=torch.float32)

@@ -6,14 +6,68 @@ in the text (LLaVA 1.5, arXiv 2310.03744).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from libmoe.core.errors import ConfigError
-from libmoe.models.encoders import image_tokens
+from libmoe.models.encoders import VisionConfig, build_encoder, image_tokens
+from libmoe.models.forms import has_connector
 from libmoe.models.initialising import initialise
+from libmoe.models.loading import load_any
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How a vision-language model reads images.
+
+    Attributes:
+        size: height and width in pixels; ``patch``: of one patch.
+        tokens: places that an image takes in the text.
+        class_token: the encoder has one; ``drops_class_token``: the text does not see it.
+        source: where an image processor may be saved; ``None`` for an encoder that was drawn.
+    """
+
+    size: int
+    patch: int
+    tokens: int
+    class_token: bool
+    drops_class_token: bool
+    source: str | None
+
+
+def image_layout(vision: VisionConfig | None, checkpoint: str | None) -> ImageLayout:
+    """Of an encoder that is to be composed, or of a vision-language model in ``checkpoint``; no weights are read.
+
+    Raises:
+        ConfigError: neither is there.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    with torch.device("meta"):
+        if vision is None:
+            return layout_of(None if checkpoint is None else load_any(checkpoint), checkpoint)
+        encoder = build_encoder(vision, None)
+        return _layout(encoder, not vision.class_token, vision.checkpoint)
+
+
+def layout_of(model: Any, source: str | None) -> ImageLayout:
+    """Of a vision-language model.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if model is None or not has_connector(model):
+        raise ConfigError("conversations with images need backbone.vision, or a model that reads images")
+    return _layout(model.model.vision_tower, model.config.vision_feature_select_strategy == "default", source)
+
+
+def _layout(encoder: Any, drops: bool, source: str | None) -> ImageLayout:
+    patches, has_class_token = image_tokens(encoder)
+    tokens = patches + (has_class_token and not drops)
+    config = encoder.config
+    return ImageLayout(config.image_size, config.patch_size, tokens, has_class_token, has_class_token and drops, source)
 
 
 def compose(

@@ -32,6 +32,7 @@ class VisionConfig:
             interpolated to another size.
         layers: blocks that are used, from the first; ``None`` for all.  (LLaVA leaves out the last one.)
         class_token: let the language model see the class token as well, where there is one.
+        image_token: id in the text whose places the patches take; ``None`` for the last row of the embeddings.
     """
 
     checkpoint: str | None = None
@@ -45,6 +46,7 @@ class VisionConfig:
     image_size: int | None = None
     layers: int | None = None
     class_token: bool = False
+    image_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "layers"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,20 +12,33 @@ from libmoe.data import PackedLoader, TokenizedCorpus, load_corpus, load_tokeniz
 from libmoe.experts import set_backend
 from libmoe.layers import moe_layers
 from libmoe.models import build_backbone, moeify
+from libmoe.models.forms import has_connector
 from libmoe.ops import AUTO
+from libmoe.train.conversing import load_conversations
 from libmoe.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from libmoe.data.vision.loader import ConversationLoader
+
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Batches by step, the tokenizer that made them, and a fingerprint of both text and tokenizer."""
+    """Batches by step, the tokenizer that made them, and a fingerprint of both text and tokenizer.
 
-    loader: PackedLoader
+    ``processor`` makes text and images for a vision-language model; ``None`` for text alone.
+    """
+
+    loader: PackedLoader | ConversationLoader
     tokenizer: PreTrainedTokenizerFast
     fingerprint: str
+    processor: Any = None
+
+    @property
+    def image_token(self) -> int | None:
+        """Id in the text that stands for an image, for a model that reads images."""
+        return None if self.processor is None else int(self.processor.image_token_id)
 
 
 def load_data(recipe: Recipe, progress: bool = True) -> TrainingData:
@@ -35,6 +48,9 @@ def load_data(recipe: Recipe, progress: bool = True) -> TrainingData:
         DataError: a missing or malformed source, domain or tokenizer.
     """
     data = recipe.data
+    if data.conversations is not None:
+        conversations, processor, fingerprint = load_conversations(recipe, progress)
+        return TrainingData(conversations, conversations.tokenizer, fingerprint, processor)
     corpus = load_corpus(
         data.source, domains=data.domains, text_field=data.text_field, domain_field=data.domain_field
     )
@@ -52,8 +68,26 @@ def load_data(recipe: Recipe, progress: bool = True) -> TrainingData:
     return TrainingData(loader, tokenizer, tokenized.key)
 
 
-def build_model(recipe: Recipe, vocab_size: int) -> nn.Module:
+def tokens_of(recipe: Recipe) -> tuple[int, int | None]:
+    """Size of the vocabulary, and the id that stands for an image where the recipe trains on conversations."""
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    if recipe.data.conversations is None:
+        return len(tokenizer), None
+    from libmoe.data.vision.tokens import image_token_id, with_image_token
+
+    return len(with_image_token(tokenizer)), image_token_id(tokenizer)
+
+
+def text_tokens(model: nn.Module, seq_len: int) -> int:
+    """Tokens of text in a row of ``seq_len``, the rest being an image's, where the model reads images."""
+    return seq_len - (getattr(model.config, "image_seq_length", 0) if has_connector(model) else 0)
+
+
+def build_model(recipe: Recipe, vocab_size: int, image_token: int | None = None) -> nn.Module:
     """The backbone with its MoE layers; initial weights depend on the seed and on names alone.
+
+    Args:
+        image_token: id in the text that stands for an image, for a backbone that reads images.
 
     Raises:
         ConfigError: the backbone predicts no next token, or has fewer embeddings than the tokenizer has tokens.
@@ -61,6 +95,8 @@ def build_model(recipe: Recipe, vocab_size: int) -> nn.Module:
     config = recipe.backbone
     if config.vocab_size is None:
         config = replace(config, vocab_size=vocab_size)
+    if config.vision is not None and image_token is not None:
+        config = replace(config, vision=replace(config.vision, image_token=image_token))
     model = build_backbone(config, seed=recipe.seed)
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise ConfigError(

@@ -37,6 +37,33 @@ class MethodConfig:
 
 
 @dataclass
+class ConversationConfig:
+    """Conversations with images to train on, for a vision-language model.
+
+    Attributes:
+        source: ``scenes``, the embedded benchmark; a file in LLaVA's format (``.json`` or ``.jsonl``); or the name of
+            a published set (``llava-558k``, ``allava``, ``llava-665k``, ``llava-332k``).
+        images: folder with the images (of a published set: the folder that holds all of it).
+        template: how turns are written: ``plain``, ``vicuna-v1``, ``phi3``, or ``tokenizer`` for its own.
+        rows: rows of ``scenes``; ``tasks``: what they ask about, ``None`` for all; ``captions``: descriptions instead.
+        aspect: images that are not square: ``pad`` or ``stretch``.
+        group_by_length: rows of about equal length share a batch.
+    """
+
+    source: str = "scenes"
+    images: str | None = None
+    template: str = "plain"
+    rows: int = 50_000
+    tasks: list[str] | None = None
+    captions: bool = False
+    aspect: Literal["pad", "stretch"] = "pad"
+    group_by_length: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("data.conversations.rows", self.rows, 1)
+
+
+@dataclass
 class DataConfig:
     """Text to train on.
 
@@ -49,6 +76,8 @@ class DataConfig:
         document_mask: documents that share a row do not see each other.
         unique_tokens: train on so many tokens again and again, in a new order each time; ``None`` for no limit.
         text_field, domain_field: columns of tabular sources.
+        conversations: train on these instead; ``seq_len`` is then the longest row, image and all turns together, and
+            of the rest only ``tokenizer`` is used.
     """
 
     source: str = "embedded"
@@ -60,6 +89,7 @@ class DataConfig:
     unique_tokens: int | None = None
     text_field: str = "text"
     domain_field: str | None = None
+    conversations: ConversationConfig | None = None
 
     def __post_init__(self) -> None:
         _at_least("data.seq_len", self.seq_len, 2)
@@ -175,6 +205,9 @@ class EvalConfig:
         windows_per_domain: held-out windows of ``seq_len`` tokens per domain.
         validation_windows: the same of the validation split, for curves, the best checkpoint and tuning.
         tasks: names of evaluation tasks; ``task_limit`` items of each (``None``: all).
+        scenes: which questions a model of the embedded scenes is asked: ``seen`` (new scenes of known things),
+            ``style`` (drawn by an artist that was held out) or ``concept`` (things that were held out);
+            ``windows_per_domain`` of each task.
         sample_documents: documents whose routing is kept token by token for the report.
         batch_size: rows of a forward pass.
         trace: write every routing decision on the held-out windows to the folder ``trace``.
@@ -184,6 +217,7 @@ class EvalConfig:
     validation_windows: int = 4
     tasks: list[str] = field(default_factory=list)
     task_limit: int | None = None
+    scenes: Literal["seen", "style", "concept"] = "seen"
     sample_documents: int = 1
     batch_size: int = 16
     trace: bool = False

@@ -50,7 +50,7 @@ class Session:
             torch.set_num_threads(cfg.threads)
         self.data = load_data(recipe, progress=not quiet)
         self.memory = PeakMemory(world.device)
-        self.model = build_model(recipe, len(self.data.tokenizer)).to(world.device).train()
+        self.model = build_model(recipe, len(self.data.tokenizer), self.data.image_token).to(world.device).train()
         roles = param_roles(self.model)  # by name, before sharding replaces the parameters
         if cfg.trainable is not None:
             freeze_others(self.model, cfg.trainable)
@@ -118,7 +118,7 @@ class Session:
         if self.world.mode == "fsdp":
             tensors = checkpoint.gathered(checkpoint.model_tensors(self.model), self.world.is_main)
         if self.world.is_main:
-            save_model(self.model, folder, tokenizer=self.data.tokenizer, tensors=tensors)
+            save_model(self.model, folder, tokenizer=self.data.processor or self.data.tokenizer, tensors=tensors)
 
     def save_failure(self, folder: Path, batches: list[Batch], facts: dict[str, Any]) -> None:
         """Keep the model before the step that failed, and this process's batch, for inspection."""

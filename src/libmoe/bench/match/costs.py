@@ -13,10 +13,10 @@ from libmoe.bench.entry import Entry
 from libmoe.bench.grid import Grid
 from libmoe.core.config import to_dict
 from libmoe.core.files import to_json
-from libmoe.data import load_tokenizer
 from libmoe.layers import moe_layers
 from libmoe.models import Account, account
 from libmoe.train import build_model
+from libmoe.train.build import text_tokens, tokens_of
 from libmoe.train.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ class Costs:
         self._recipes: dict[str, Recipe] = {}
         self._models: dict[str, tuple[nn.Module, Account]] = {}
         self._peaks: dict[str, float] = {}
-        self._vocabularies: dict[str, int] = {}
+        self._vocabularies: dict[tuple[str, bool], tuple[int, int | None]] = {}
 
     def count(self, entry: Entry, quantity: Quantity, design: Design) -> float:
         """Every quantity but ``wall_clock``."""
@@ -80,12 +80,12 @@ class Costs:
     def _built(self, recipe: Recipe) -> tuple[nn.Module, Account]:
         key = self._what_matters(recipe)
         if key not in self._models:
-            tokenizer = recipe.data.tokenizer
-            if tokenizer not in self._vocabularies:
-                self._vocabularies[tokenizer] = len(load_tokenizer(tokenizer))
+            reads = recipe.data.tokenizer, recipe.data.conversations is not None
+            if reads not in self._vocabularies:
+                self._vocabularies[reads] = tokens_of(recipe)
             with torch.device("meta"):
-                model = build_model(recipe, self._vocabularies[tokenizer])
-            self._models[key] = model, account(model, seq_len=recipe.data.seq_len)
+                model = build_model(recipe, *self._vocabularies[reads])
+            self._models[key] = model, account(model, text_tokens(model, recipe.data.seq_len))
         return self._models[key]
 
     @staticmethod

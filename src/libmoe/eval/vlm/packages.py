@@ -13,6 +13,7 @@ PACKAGES = [
     "rapidfuzz==3.14.3",  # the same
     "openpyxl==3.1.5",  # MMBench: the file for its server
     "et-xmlfile==2.0.0",  # the same
+    "filelock==3.20.0",  # lmms-eval imports a module of it that later releases lack
 ]
 """Installed without their dependencies.  Everything else that lmms-eval imports comes with ``libmoe[eval]``."""
 

@@ -1,0 +1,1 @@
+"""Images with conversations about them: what vision-language models train on and are asked."""
