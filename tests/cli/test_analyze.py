@@ -138,11 +138,21 @@ def test_several_targets_are_compared(libmoe: Libmoe, run_dir: Path, mixtral: Pa
     outcome = libmoe("analyze", run_dir, mixtral, "--windows", 1, "--out", tmp_path / "both")
     assert outcome.code == 0, outcome.err
     assert "Means over layers" in outcome.out
+    beside = f"libmoe study {run_dir} {mixtral} --out {tmp_path / 'both'}"
+    assert outcome.err.splitlines()[-1] == f"Side by side with pictures: {beside}"
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"run", "mixtral"}
     found = json.loads(
         libmoe("analyze", run_dir, mixtral, "--windows", 1, "--out", tmp_path / "both", "--json").out
     )
     assert [target["name"] for target in found["targets"]] == ["run", "mixtral"]
+
+
+def test_the_error_about_doubled_names_names_the_doubled_one(
+    libmoe: Libmoe, run_dir: Path, mixtral: Path, tmp_path: Path
+) -> None:
+    twin = shutil.copytree(mixtral, tmp_path / "elsewhere" / "mixtral")
+    said = refusal(libmoe("analyze", run_dir, mixtral, twin, "--out", tmp_path / "all"))
+    assert "two targets are called mixtral, so their folders would be one" in said
 
 
 @pytest.mark.usefixtures("_no_page")

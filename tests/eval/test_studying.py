@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from libmoe.bench.grid import load_grid
 from libmoe.core.errors import CheckpointError, ConfigError, DataError
 from libmoe.eval import studying
 from libmoe.eval.studying import runs_in, study_runs
 from libmoe.eval.tracing import Look
-from libmoe.train import load_recipe, train
+from libmoe.models import save
+from libmoe.train import build_model, load_recipe, train
 
 LOOK = Look(windows=1)
+VOCABULARY = 2048
+"""Tokens of the embedded tokenizer."""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,56 @@ def test_what_facts_do_not_tell_apart_goes_by_its_entry_in_the_grid(grid: Path, 
 
     assert labels(grid / "four-s0", tmp_path / "two-s0") == ["four", "two"]
     assert labels(grid / "four-s0", tmp_path / "large-s0") == ["smoe, 1x", "smoe, 9x"]
+
+
+MINI = [
+    "recipe.train.steps=2", "recipe.train.warmup_steps=1", "recipe.train.save_every=1", "recipe.train.eval_every=2",
+    "recipe.train.batch_size=2", "recipe.data.seq_len=32", 'recipe.data.domains=["novel", "math"]',
+    "recipe.eval.windows_per_domain=1", "recipe.eval.sample_documents=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped suite in miniature: two of its routers in both regimes, one of them in two beginnings, two seeds."""
+    folder = tmp_path_factory.mktemp("suite")
+    short = [line.removeprefix("recipe.") for line in MINI]
+    save(build_model(load_recipe("upcycling-dense", short), VOCABULARY), folder / "dense")
+    grid = load_grid("expert-study", [*MINI, f"recipe.backbone.checkpoint={folder / 'dense'}"])
+    for key in ("smoe", "smoe-upcycled", "sigmoid", "sigmoid-upcycled", "smoe-certain"):
+        for seed in (0, 1):
+            entry = grid.entry(key)
+            train(
+                grid.cell_recipe(entry, seed, entry.options), folder / "runs" / f"{key}-s{seed}", quiet=True
+            )
+    return folder / "runs"
+
+
+def test_the_shipped_suite_is_studied_without_mixing_regimes_and_beginnings(
+    suite: Path, tmp_path: Path
+) -> None:
+    names = ["regimes", "initialisation", "saturation", "quality"]
+    found = study_runs([suite], names, out=tmp_path, look=LOOK)
+    by_name = {study["name"]: study for study in found["studies"]}
+    differences = by_name["regimes"]["tables"]["differences"]
+    assert set(differences["method"]) == {"smoe", "sigmoid"}
+    assert set(zip(differences["from"], differences["to"])) == {("from scratch", "upcycled")}
+    bits = {
+        (line["label"], step): value
+        for line in by_name["quality"]["figures"][0]["series"]
+        for step, value in zip(line["x"], line["y"])
+    }
+    place = list(zip(differences["method"], differences["measure"])).index(("smoe", "bits per byte"))
+    assert differences["before"][place] == pytest.approx(bits["smoe, from scratch, 1x", 2])
+    assert differences["after"][place] == pytest.approx(bits["smoe, upcycled, 1x", 2])
+    assert "Only runs with init 1x are compared; 2 with init 30x are left out." in by_name["regimes"]["text"]
+    began = by_name["initialisation"]
+    assert [line["label"] for line in began["figures"][0]["series"]] == ["smoe, 30x", "smoe, 1x"]
+    assert "4 with regime upcycled are left out. Methods that began in one way only" in began["text"]
+    ends = began["tables"]["differences"]
+    assert set(zip(ends["method"], ends["from"], ends["to"])) == {("smoe", "1x", "30x")}
+    assert all(study["found"] for study in found["studies"])
+    assert [run["run"] for run in found["runs"]] == [str(path) for path in sorted(suite.iterdir())]
 
 
 def test_what_cannot_be_studied_is_one_line(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,10 @@ def run(
         raise ConfigError(f"--trace {trace} is one folder, but there are {len(targets)} targets; use --out")
     wanted = Look(**look)
     found = [find_target(spec, checkpoints) for spec in targets]
-    names = [target.name for target in found]
-    if len(set(names)) < len(names) and out is not None:
-        raise ConfigError(f"--out {out}: two targets are called {names[0]}, so their folders would be one")
+    names = Counter(target.name for target in found)
+    twice = next((name for name, number in names.items() if number > 1), None)
+    if twice is not None and out is not None:
+        raise ConfigError(f"--out {out}: two targets are called {twice}, so their folders would be one")
     shown = []
     for target in found:
         home = out if out is None or len(found) == 1 else out / target.name
@@ -58,6 +61,8 @@ def run(
         _show(analysis)
     if len(shown) > 1 and not trace_only:
         _compare(shown)
+        beside = shlex.join(["libmoe", "study", *targets, "--out", str(out or "FOLDER")])
+        say(f"Side by side with pictures: {beside}")
 
 
 def _reported(analysis: dict[str, Any]) -> dict[str, Any]:

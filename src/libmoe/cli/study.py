@@ -33,9 +33,9 @@ def run(
         found = study_runs(
             runs, only, out=home, look=Look(**look), tasks=tasks, facts=told, progress=progress
         )
-    page = _redrawn(home)
+    found |= _reported(home)
     if as_json:
-        emit_json(found | ({"report": page} if page else {}))
+        emit_json(found)
         return
     table(
         ["study", "what it shows", "figures", "rows"],
@@ -44,13 +44,17 @@ def run(
             for study in found["studies"]
         ],
     )
+    for study in found["studies"]:
+        for sentence in study["found"]:
+            say(f"{study['name']}: {sentence}")
     for name, why in found["missing"].items():
         say(f"left out: {name}: {why}")
     for note in found["notes"]:
         say(f"note: {note}")
     say(f"Studies: {found['saved_to']}")
-    if page:
-        say(f"Report: {page}")
+    say(f"Report: {found['report']}")
+    if "analysis_report" in found:
+        say(f"Report of the analysis, with these studies: {found['analysis_report']}")
 
 
 def facts_of(texts: Sequence[str], runs: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -82,8 +86,11 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> int:
     return len(next(iter(columns.values()), ()))
 
 
-def _redrawn(home: Path) -> str | None:
-    """The page of an analysis that took the studies up."""
-    from libmoe.report.experts import write_expert_report
+def _reported(home: Path) -> dict[str, str]:
+    """The page of the studies, and that of an analysis that took them up."""
+    from libmoe.report.experts import write_expert_report, write_study_report
 
-    return str(write_expert_report(home).html) if (home / "analysis.json").is_file() else None
+    found = {"report": str(write_study_report(home).html)}
+    if (home / "analysis.json").is_file():
+        found["analysis_report"] = str(write_expert_report(home).html)
+    return found

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,21 @@ class HeldAnswers:
         length = padded_length(np.array([len(row.ids) for row in rows]))
         tokenizer = self._encoder.tokenizer
         return collate(rows, length, padding=padding_id(tokenizer), image=self._encoder.image_id)
+
+
+def accuracy(score: Mapping[str, float]) -> dict[str, Any]:
+    """An entry of ``answers`` as curves over training keep scores of tasks."""
+    half = NormalDist().inv_cdf(0.975) * score["acc_stderr"]
+    return {
+        "metric": "acc",
+        "value": score["acc"],
+        "low": score["acc"] - half,
+        "high": score["acc"] + half,
+        "documents": score["n"],
+        "is_mean": True,
+        "higher_is_better": True,
+        "chance": score["chance"],
+    }
 
 
 def _features(model: Any, batch: Batch) -> Callable[[Sequence[int]], Any] | None:

@@ -18,8 +18,8 @@ from libmoe.analysis.studies.runs import TELLING
 from libmoe.core.errors import CheckpointError, ConfigError, DataError, unknown
 from libmoe.core.files import write_json
 from libmoe.eval.analysing import STUDIES_FILE, take_up_studies
+from libmoe.eval.conversing import Held
 from libmoe.eval.curves import curve
-from libmoe.eval.heldout import HeldOut
 from libmoe.eval.subjects import Target, find_target, heldout_text, longest_text, measured_with
 from libmoe.eval.tracing import Look, Traced, trace_target
 from libmoe.layers import moe_layers
@@ -61,13 +61,14 @@ def study_runs(
             raise unknown("study", name, STUDIES)
     wanted, look = set(names or STUDIES), look or Look()
     runs: list[Run] = []
+    places: list[str] = []
     notes: list[str] = []
     for spec in specs:
-        told = (facts or {}).get(str(spec), {})
-        folders = runs_in(spec)
+        told, folders = (facts or {}).get(str(spec), {}), runs_in(spec)
         for folder in folders:
             try:
                 runs.append(open_run(folder, wanted, look, tasks, told, notes, progress))
+                places.append(str(folder))
             except ConfigError as error:
                 if len(folders) == 1:
                     raise
@@ -76,9 +77,10 @@ def study_runs(
         raise DataError(
             f"{', '.join(map(str, specs))}: no run with experts to study; {notes[0] if notes else 'give run folders'}"
         )
-    studies, missing = run_studies(_told_apart(runs), names)
+    runs = _told_apart(runs)
+    studies, missing = run_studies(runs, names)
     file = Path(out) / STUDIES_FILE
-    found = {"studies": studies, "missing": missing, "notes": notes}
+    found = {"studies": studies, "missing": missing, "notes": notes, "runs": list(map(_row, places, runs))}
     write_json(file, found)
     take_up_studies(file.parent)
     return found | {"saved_to": str(file)}
@@ -111,9 +113,7 @@ def open_run(
     traced = trace_target(target, look, target.folder / "trace", home / "checkpoints", progress)
     subjects, traces = zip(*traced.traces)
     recipe = target.recipe
-    facts: dict[str, Any] = dict(told)
-    if recipe is not None:
-        facts = _recipe_facts(recipe) | facts
+    facts: dict[str, Any] = {**_model_facts(traced.model), **(_recipe_facts(recipe) if recipe else {}), **told}
     quality: dict[int, Quality] = {}
     if is_run and wanted & {"quality", "regimes", "initialisation"}:
         try:
@@ -131,6 +131,11 @@ def open_run(
     return Run(method, seed, series, quality, facts)
 
 
+def _model_facts(model: nn.Module) -> dict[str, str]:
+    vision = getattr(model.config, "vision_config", None)
+    return {} if vision is None else {"encoder": str(vision.model_type)}
+
+
 def _recipe_facts(recipe: Recipe) -> dict[str, str]:
     """What a recipe tells of its run."""
     grid, _, entry = recipe.name.rpartition("/")
@@ -146,8 +151,15 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
     places = Counter(_place(run) for run in runs)
     crowded = {run.method for run in runs if places[_place(run)] > 1}
     return [
-        replace(run, method=run.facts.get("entry", run.method)) if run.method in crowded else run for run in runs
+        replace(run, method=run.facts.get("entry", run.method)) if run.method in crowded else run
+        for run in runs
     ]
+
+
+def _row(place: str, run: Run) -> dict[str, Any]:
+    """Where a run lies and what tells it from others."""
+    facts = {name: str(value) for name, value in run.facts.items() if name != "hidden"}
+    return {"run": place, "method": run.method, "seed": run.seed, "steps": run.series.steps, "facts": facts}
 
 
 def _place(run: Run) -> tuple[Any, ...]:
@@ -156,7 +168,8 @@ def _place(run: Run) -> tuple[Any, ...]:
 
 def _quality(point: Mapping[str, Any]) -> Quality:
     tasks = {name: score["value"] for name, score in point["tasks"].items()}
-    return Quality(point["bits_per_byte"], point["domains"], tasks)
+    falling = frozenset(name for name, score in point["tasks"].items() if not score["higher_is_better"])
+    return Quality(point["bits_per_byte"], point["domains"], tasks, falling)
 
 
 def _hidden(
@@ -171,8 +184,8 @@ def _hidden(
     longest = longest_text(model, data)
 
     @cache
-    def heldout() -> HeldOut:  # not opened where everything is finished
-        return heldout_text(model, target.name, data, config)[0]
+    def heldout() -> Held:  # not opened where everything is finished
+        return heldout_text(model, target.name, data, config, target.model_folder)[0]
 
     def score() -> Losses:
         found = heldout().score(model)

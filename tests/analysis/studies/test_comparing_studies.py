@@ -114,8 +114,8 @@ def test_the_gap_is_relative_and_by_layer(tmp_path: Path) -> None:
     assert table["documents"] == [2] * 3
     assert table["low"] == pytest.approx([0.5, 0.0, 0.5]) and table["high"] == pytest.approx([0.5, 0.0, 0.5])
     study = optimality.study([run_of(series_of({1: spread()}), hidden=hidden, seed=s) for s in (0, 1)])
-    assert [line["label"] for line in study["figures"][0]["series"]] == ["smoe, seed 0", "smoe, seed 1"]
-    assert study["figures"][1]["series"][0]["y"] == pytest.approx([0.5, 0.0, 0.5])
+    assert [line["label"] for line in study["figures"][1]["series"]] == ["smoe, seed 0", "smoe, seed 1"]
+    assert study["figures"][0]["series"][0]["y"] == pytest.approx([0.5, 0.0, 0.5])
 
 
 def test_what_was_measured_is_kept_and_another_key_starts_anew(tmp_path: Path) -> None:
@@ -163,6 +163,7 @@ def test_studies_by_name() -> None:
     found, missing = run_studies([run])
     assert [study["name"] for study in found] == [n for n in STUDIES if n not in missing]
     assert set(missing) == {"quality", "encoders", "optimality", "initialisation", "regimes"}
+    assert [study["name"] for study in run_studies([run], ["change", "change"])[0]] == ["change"]
     with pytest.raises(DataError, match="no run has measured quality"):
         run_studies([run], ["quality"])
     with pytest.raises(ConfigError, match=r"unknown study 'satuation'; did you mean 'saturation'"):

@@ -173,7 +173,8 @@ def test_figures_without_a_single_number_are_drawn_empty(analysis: Analysis, tmp
         analysis["studies"].append(study)
     seen, complaints = browse(page(analysis), tmp_path)
     assert not complaints
-    assert "Infinity" not in seen and "NaN" not in seen
+    drawn = re.sub(r"<script.*?</script>", "", seen, flags=re.DOTALL)  # the script itself may speak of both
+    assert "Infinity" not in drawn and "NaN" not in drawn
     assert seen.count("none; left and right arrows read the values") == 2
 
 

@@ -54,7 +54,7 @@ def run_studies(runs: Sequence[Run], names: Sequence[str] = ()) -> tuple[list[St
         if name not in STUDIES:
             raise unknown("study", name, STUDIES)
     found, missing = [], {}
-    for name in names or STUDIES:
+    for name in dict.fromkeys(names or STUDIES):
         try:
             found.append(STUDIES[name](runs))
         except DataError as error:

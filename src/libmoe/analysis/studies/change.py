@@ -7,6 +7,7 @@ from functools import partial
 
 from libmoe.analysis.studies.figures import Line, Study, drawn, table_of
 from libmoe.analysis.studies.runs import Run, by_fact, curves, over_layers, with_history
+from libmoe.analysis.studies.words import by_label, percent, poles
 
 MEASURES = {
     "first_changed": "tokens whose heaviest expert changed",
@@ -22,7 +23,9 @@ def study(runs: Sequence[Run]) -> Study:
         DataError: every run has a single checkpoint.
     """
     found: dict[str, list[Line]] = {}
+    told: list[str] = []
     for text, same in by_fact(with_history(runs, "change"), "text").items():
+        told += _told(same, text)
         for measure, words in MEASURES.items():
             name = f"{words}, {text}" if text else words
             found[name] = curves(same, partial(_rates, measure=measure))
@@ -32,6 +35,7 @@ def study(runs: Sequence[Run]) -> Study:
         "text": "Share that changes from one checkpoint to the next on the same tokens, mean over MoE layers; "
         "means over seeds with 95 % intervals. A router that has settled changes little; stretches of "
         "different length compare badly.",
+        "found": told,
         "figures": [drawn("lines", name, "data seen (%)", "share", lines) for name, lines in found.items()],
         "tables": {"change": table_of(found, "data")},
     }
@@ -44,3 +48,15 @@ def _rates(run: Run, measure: str) -> dict[str, float]:
         f"{before:g}-{after:g}": over_layers(getattr(change, measure) for change in changes.values())
         for before, after, changes in zip(percent, percent[1:], series.successive())
     }
+
+
+def _told(runs: Sequence[Run], text: str) -> list[str]:
+    """Who still changes most from the last checkpoint but one to the last."""
+
+    def last(run: Run) -> float:
+        return list(_rates(run, "first_changed").values())[-1]
+
+    stretches = {list(_rates(run, "first_changed"))[-1] for run in runs}
+    where = f" ({stretches.pop().replace('-', ' to ')} % of the data)" if len(stretches) == 1 else ""
+    words = poles(by_label(runs, last), "changes most", "changes least", percent)
+    return [f"In the last stretch{where} tokens get another heaviest expert{text and f' on {text}'}: {words}"]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from libmoe.analysis.metrics.information import normalised_group_entropy
 from libmoe.analysis.studies.figures import Study, drawn, table_of
 from libmoe.analysis.studies.runs import Run, curves
+from libmoe.analysis.studies.spreading import spreading
 from libmoe.analysis.studies.subtasks import groups
 
 Floats = NDArray[np.float64]
@@ -24,10 +25,11 @@ def study(runs: Sequence[Run], column: str = "domain") -> Study:
     Raises:
         ConfigError: the traces have no such column.
     """
-    series = {
-        "entropy of a sample's expert selection": curves(runs, lambda run: _by_task(run, column, selection)),
-        "entropy of the router's scores": curves(runs, lambda run: _by_task(run, column, scores)),
+    measures = {
+        "entropy of a sample's expert selection": lambda run: _by_task(run, column, selection),
+        "entropy of the router's scores": lambda run: _by_task(run, column, scores),
     }
+    series = {name: curves(runs, measure) for name, measure in measures.items()}
     return {
         "name": "confidence",
         "title": f"Confidence by {column}",
@@ -35,6 +37,11 @@ def study(runs: Sequence[Run], column: str = "domain") -> Study:
         "maximum ln N; means over seeds with 95 % intervals. Low entropy is high confidence. A short "
         "sample cannot use all experts evenly, so that samples of different length compare in the "
         "second figure only.",
+        "found": [
+            words
+            for name, measure in measures.items()
+            for words in spreading(runs, measure, f"{name.capitalize()} by {column}")
+        ],
         "figures": [drawn("bars", name, column, "entropy / ln N", lines) for name, lines in series.items()],
         "tables": {"confidence": table_of(series, column)},
     }

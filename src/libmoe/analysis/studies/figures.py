@@ -44,11 +44,12 @@ Table = dict[str, list[Any]]
 
 
 class Study(TypedDict):
-    """``text`` says what was measured and how to read it; all of it is JSON."""
+    """``text`` says what was measured and how to read it, ``found`` in sentences what came out; all of it is JSON."""
 
     name: str
     title: str
     text: str
+    found: list[str]
     figures: list[Figure]
     tables: dict[str, Table]
 

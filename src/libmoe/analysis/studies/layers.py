@@ -10,6 +10,7 @@ from libmoe.analysis.metrics.information import explained, profiles
 from libmoe.analysis.studies.figures import Figure, Study, drawn, heat, table_of
 from libmoe.analysis.studies.runs import Run, curves, seeds
 from libmoe.analysis.studies.subtasks import groups
+from libmoe.analysis.studies.words import Seen, listing, percent, seen, told
 
 
 def study(runs: Sequence[Run], column: str = "domain") -> Study:
@@ -29,6 +30,7 @@ def study(runs: Sequence[Run], column: str = "domain") -> Study:
         "layer, corrected for chance, with 95 % intervals over seeds. Heat maps show the shares of "
         "the experts in each layer's choices, of one seed each, because numbers of experts mean "
         "nothing across seeds.",
+        "found": _found(runs, column),
         "figures": [
             drawn("lines", f"Explained by {column}", "layer", "share explained", series["explained"]),
             *heats,
@@ -52,3 +54,32 @@ def _heats(run: Run, column: str, title: str) -> list[Figure]:
         heat(f"{title}: {name}", "expert", "layer", list(layers), range(widest), share_LGN[:, place])
         for place, name in enumerate(groups(run, column))
     ]
+
+
+def _found(runs: Sequence[Run], column: str) -> list[str]:
+    """In which layer the column explains most, of all labels and by label."""
+    best: list[tuple[int, Seen]] = []
+    for label, same in seeds(runs).items():
+        values = [_explained(run, column) for run in same]
+        by_layer = {
+            layer: seen(label, [of_seed[layer] for of_seed in values])
+            for layer in values[0]
+            if all(np.isfinite(of_seed.get(layer, np.nan)) for of_seed in values)
+        }
+        if by_layer:
+            best.append(max(by_layer.items(), key=lambda item: item[1].value))
+    if not best:
+        return ["Every layer uses a single expert, so that there is no choice to explain."]
+    layer, most = max(best, key=lambda item: item[1].value)
+    said = [
+        f"The {column} explains most in layer {layer} of {most.label}: {told(most, percent)} of the choice of expert."
+    ]
+    if len(best) > 1:
+        where: dict[int, list[str]] = {}
+        for place, one in best:
+            where.setdefault(place, []).append(one.label)
+        counted = [
+            f"layer {place} in {len(where[place])} ({listing(where[place])})" for place in sorted(where)
+        ]
+        said.append(f"Where it explains most, of {len(best)}: {'; '.join(counted)}.")
+    return said

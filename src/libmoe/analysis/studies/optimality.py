@@ -6,6 +6,7 @@ The best-ranked expert of every token is hidden from selection, so that the next
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libmoe.analysis.studies.figures import Line, Study, Table, drawn, line, table, table_of
+from libmoe.analysis.studies.ranking import ALL, ranking
 from libmoe.analysis.studies.runs import Run, curves, seeds
+from libmoe.analysis.studies.words import Seen, named, seen
 from libmoe.core import context
 from libmoe.core.errors import DataError
 from libmoe.core.files import read_json, write_json
@@ -24,8 +27,8 @@ from libmoe.stats import bootstrap
 
 Floats = NDArray[np.float64]
 
-ALL = "all"
-"""The condition in which every MoE layer hides its best expert."""
+
+AXIS = "loss / loss with all experts - 1"
 
 
 class Losses(NamedTuple):
@@ -102,6 +105,17 @@ def _points(run: Run) -> dict[str, float]:
     return {name: float(sum(losses) / sum(found["kept"]) - 1) for name, losses in found["hidden"].items()}
 
 
+def _over_seeds(label: str, measured: Sequence[Table]) -> dict[str, Seen]:
+    """By condition the gap over seeds; of a single seed that over documents."""
+    if len(measured) == 1:
+        ends = ([math.nan if end is None else end for end in measured[0][name]] for name in ("low", "high"))
+        rows = zip(measured[0]["layer"], measured[0]["gap"], *ends)
+        return {name: Seen(named(label), gap, low, high, gap, gap) for name, gap, low, high in rows}
+    of_seeds = [dict(zip(found["layer"], found["gap"])) for found in measured]
+    names = [name for name in of_seeds[0] if all(name in found for found in of_seeds)]
+    return {name: seen(label, [found[name] for found in of_seeds]) for name in names}
+
+
 def study(runs: Sequence[Run]) -> Study:
     """The relative gap by layer, for each run with an interval over documents, and its mean over seeds.
 
@@ -113,9 +127,12 @@ def study(runs: Sequence[Run]) -> Study:
         raise DataError("no run has the losses of the drop-top-1 test; measure them with hide_best first")
     single: list[Line] = []
     every: Table = {}
+    known: dict[str, dict[str, Seen]] = {}
     for label, same in seeds(tested).items():
-        for run in same:
-            found, name = gaps(run.facts["hidden"]), f"{label}, seed {run.seed}"
+        measured = [gaps(run.facts["hidden"]) for run in same]
+        known[label] = _over_seeds(label, measured)
+        for run, found in zip(same, measured):
+            name = f"{label}, seed {run.seed}"
             single.append(line(name, found["layer"], found["gap"], found["low"], found["high"]))
             for column, values in ({"run": [name] * len(found["layer"])} | found).items():
                 every.setdefault(column, []).extend(values)
@@ -124,18 +141,13 @@ def study(runs: Sequence[Run]) -> Study:
         "name": "optimality",
         "title": "Is the first-ranked expert the best?",
         "text": "Relative rise of the held-out loss when each token's best-ranked expert is hidden from "
-        "selection, in one MoE layer or in all. First figure: single runs, intervals over documents; "
-        "second: means over seeds, intervals over seeds. Near 0: the ranking is worth little there; "
+        "selection, in one MoE layer or in all. First figure: means over seeds, intervals over seeds; "
+        "second: single runs, intervals over documents. Near 0: the ranking is worth little there; "
         "below 0: it is wrong.",
+        "found": ranking(known),
         "figures": [
-            drawn("bars", "Relative gap by run", "MoE layer", "loss / loss with all experts - 1", single),
-            drawn(
-                "bars",
-                "Relative gap, mean over seeds",
-                "MoE layer",
-                "loss / loss with all experts - 1",
-                means,
-            ),
+            drawn("bars", "Relative gap, mean over seeds", "MoE layer", AXIS, means),
+            drawn("bars", "Relative gap by run", "MoE layer", AXIS, single),
         ],
         "tables": {"gaps": every, "means": table_of({"gap": means}, "layer")},
     }

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from libmoe.analysis.studies.figures import Study, Table, drawn, table, table_of
-from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, seeds
+from libmoe.analysis.studies.losing import losing, lost, named
+from libmoe.analysis.studies.runs import Run, bits_per_byte, curves
 from libmoe.core.errors import DataError
 
 
@@ -23,27 +24,18 @@ def study(runs: Sequence[Run]) -> Study:
     for kind in ("domains", "tasks"):
         names = dict.fromkeys(n for run in measured for q in run.quality.values() for n in getattr(q, kind))
         for name in names:
-            series[name] = curves(measured, partial(_named, kind=kind, name=name))
+            series[name] = curves(measured, partial(named, kind=kind, name=name))
     return {
         "name": "quality",
         "title": "Quality over training",
         "text": "Each checkpoint on the same held-out text and tasks; means over seeds with 95 % intervals. "
         "Lower bits per byte are better. The table says which checkpoint is best and how far the last "
         "one is behind it.",
+        "found": losing(measured),
         "figures": [drawn("lines", name, "step", name, lines) for name, lines in series.items()],
         "tables": {"curves": table_of(series, "step"), "best": _best(measured)},
     }
 
 
-def _named(run: Run, kind: str, name: str) -> dict[int, float]:
-    return {s: getattr(q, kind)[name] for s, q in run.quality.items() if name in getattr(q, kind)}
-
-
 def _best(runs: Sequence[Run]) -> Table:
-    rows = []
-    for label, same in seeds(runs).items():
-        for run in same:
-            bits = bits_per_byte(run)
-            best, last = min(bits, key=lambda step: (bits[step], step)), max(bits)
-            rows.append((label, run.seed, best, last, bits[last] - bits[best]))
-    return table(("label", "seed", "best_step", "last_step", "last_minus_best"), rows)
+    return table(("label", "seed", "best_step", "last_step", "last_minus_best"), lost(runs, bits_per_byte))

@@ -19,11 +19,15 @@ X = TypeVar("X", bound=Hashable)
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of one checkpoint: bits per byte of all held-out text and of its domains, and task scores."""
+    """Scores of one checkpoint: bits per byte of all held-out text and of its domains, and task scores.
+
+    ``falling`` are the tasks whose lower score is the better one.
+    """
 
     bits_per_byte: float
     domains: Mapping[str, float] = field(default_factory=dict)
     tasks: Mapping[str, float] = field(default_factory=dict)
+    falling: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

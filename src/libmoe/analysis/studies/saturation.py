@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from libmoe.analysis.studies.figures import Study, drawn, heat, table_of
 from libmoe.analysis.studies.runs import Run, curves, over_layers, seeds, with_history
+from libmoe.analysis.studies.settling import WAY, settling
 
 
 def study(runs: Sequence[Run]) -> Study:
@@ -21,6 +22,7 @@ def study(runs: Sequence[Run]) -> Study:
             several, lambda run: {s: 1 - v for s, v in mean_over_layers(run, "first_changed").items()}
         ),
     }
+    settled, found = settling(several)
     heats = []
     for label, same in seeds(several).items():
         run = same[0]
@@ -34,9 +36,11 @@ def study(runs: Sequence[Run]) -> Study:
         "title": "Router saturation",
         "text": "Share of the last checkpoint's experts that a token had before, on the same tokens: 1 at the "
         "end by definition, k/N where routers agree by chance. Lines are means over MoE layers and "
-        "seeds with 95 % intervals; heat maps show layers of one run.",
+        "seeds with 95 % intervals; heat maps show layers of one run. Routing is settled from the first "
+        f"kept checkpoint on after which the mean never falls below {WAY:g} of the way from k/N to 1.",
+        "found": found,
         "figures": [*(drawn("lines", n, "step", "share", lines) for n, lines in series.items()), *heats],
-        "tables": {"saturation": table_of(series, "step")},
+        "tables": {"saturation": table_of(series, "step"), "settled": settled},
     }
 
 

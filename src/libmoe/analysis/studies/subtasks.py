@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from libmoe.analysis.metrics.information import normalised_group_entropy
 from libmoe.analysis.studies.figures import Study, drawn, table_of
 from libmoe.analysis.studies.runs import Run, curves, over_layers
+from libmoe.analysis.studies.spreading import spreading
 from libmoe.core.errors import DataError
 
 
@@ -26,6 +27,7 @@ def study(runs: Sequence[Run], column: str = "domain") -> Study:
         "text": f"Entropy of the experts' shares in the tokens of each {column}, over its maximum ln N, mean "
         "over MoE layers; means over seeds with 95 % intervals. Low: few experts serve the group; 1: "
         "all alike.",
+        "found": spreading(runs, lambda run: entropies(run, column), f"Entropy of selection by {column}"),
         "figures": [
             drawn(
                 "bars", "Entropy of expert selection", column, "entropy / ln N", series["selection entropy"]

@@ -175,7 +175,7 @@ def study(
     """Compare runs, seeds and checkpoints by what their experts do: named studies, each with figures and tables.
 
     Runs that differ in the seed alone are averaged. What the runs do not allow is left out and named. Traces and scores
-    are kept in the run folders; interrupted, the same command goes on. `libmoe analyze` shows the studies of a run.
+    are kept in the run folders; interrupted, the same command goes on. Leaves studies.html, a page with all figures.
 
     Example: `libmoe study runs/quickstart`, or `libmoe study runs/a runs/b --only regimes --out runs/a-and-b`
     """

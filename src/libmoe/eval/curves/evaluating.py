@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from libmoe.core.config import to_dict
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.core.files import finite, write_atomically, write_json
+from libmoe.eval.answers import accuracy
+from libmoe.eval.conversing import Held, heldout_conversations, validation_rows
 from libmoe.eval.curves.choosing import Point, summarise
 from libmoe.eval.curves.picture import draw
 from libmoe.eval.harness.scores import TaskScore
@@ -101,7 +104,7 @@ class _Job:
         self.suite = {task.task: task for task in tasks}
         self.recipe = load_recipe(run / "recipe.yaml")
         self.opened = open_model(run)
-        self.heldout = _heldout(self.recipe, self.opened)
+        self.heldout = _heldout(self.recipe, self.opened, run / "model")
         self.tasks, self.groups, self.failed = _load(list(self.suite), include, data_dir)
         for name in [name for name in self.suite if name in self.groups]:
             for member in self.groups[name].get_all_tasks():  # scored as their group is
@@ -126,7 +129,9 @@ class _Job:
         checkpoint.verify(stored)
         checkpoint.restore_model(stored, self.opened.model)
         point = {"step": step, "tokens": checkpoint.read_trainer(stored)["state"]["tokens"], "facts": facts}
-        point |= self._text() | self._scores(step, facts["weights"])
+        text, answers = self._text()
+        scores = self._scores(step, facts["weights"])
+        point |= text | scores | {"tasks": answers | scores["tasks"]}
         write_json(file, point)
         return json.loads(file.read_text(encoding="utf-8"))
 
@@ -143,17 +148,23 @@ class _Job:
             "weights": weights,
             "settings": json.loads(json.dumps(self.settings.facts())),
             "tasks": sorted(self.tasks),
-            "text": {"source": data.source, "seq_len": data.seq_len, "windows_per_domain": count},
+            "text": {
+                "source": data.source if data.conversations is None else to_dict(data.conversations),
+                "seq_len": data.seq_len,
+                "windows_per_domain": count,
+            },
         }
 
-    def _text(self) -> dict[str, Any]:
+    def _text(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Bits per byte of what was held out, and scores of the questions among it."""
         validation, test = (self.heldout[name].score(self.opened.model) for name in ("validation", "test"))
-        return {
+        text = {
             "validation": validation["bits_per_byte"],
             "bits_per_byte": test["bits_per_byte"],
             "domains": test["domains"],
             "windows": test["windows"],
         }
+        return text, {task: accuracy(score) for task, score in test.get("answers", {}).items()}
 
     def _scores(self, step: int, weights: str) -> dict[str, Any]:
         if not self.tasks:
@@ -201,7 +212,10 @@ class _Job:
         }
 
 
-def _heldout(recipe: Recipe, opened: OpenModel) -> dict[str, HeldOut]:
+def _heldout(recipe: Recipe, opened: OpenModel, folder: Path) -> dict[str, Held]:
+    if recipe.data.conversations is not None:
+        test, _, _ = heldout_conversations(opened.model, folder, recipe.data, recipe.eval)
+        return {"validation": validation_rows(recipe), "test": test}
     tokenized, _ = open_data(recipe.data)
     longest = getattr(opened.model.config, "max_position_embeddings", None) or recipe.data.seq_len
     length, config = min(recipe.data.seq_len, longest), recipe.eval

@@ -12,7 +12,8 @@ from libmoe.analysis.metrics.information import normalised_group_entropy
 from libmoe.analysis.studies.figures import Figure, Line, Number, drawn, heat, line
 from libmoe.report.experts.relations import alike, strongest, together
 from libmoe.report.experts.schema import Analysis, Layer
-from libmoe.report.experts.specs import drop_rate, load_ratio, mean, study_file
+from libmoe.report.experts.specs import drop_rate, load_ratio, mean
+from libmoe.report.experts.studied import study_figures
 from libmoe.report.thinning import thinned
 
 LINES = 8
@@ -35,10 +36,7 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
     ):
         if figure is not None:
             found[name] = figure
-    for study in analysis.get("studies", []):
-        for i, theirs in enumerate(study["figures"]):
-            found[study_file(study["name"], i)] = theirs
-    return found
+    return found | study_figures(analysis.get("studies", []))
 
 
 def _always(analysis: Analysis) -> Iterator[tuple[str, Figure]]:

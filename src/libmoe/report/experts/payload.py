@@ -33,7 +33,7 @@ def payload(analysis: Analysis, drawn: Mapping[str, Figure]) -> dict[str, Any]:
         "by": _columns(analysis),
         "checkpoints": _checkpoints(analysis),
         "samples": _samples(analysis.get("samples", [])),
-        "figures": {name: _rounded(figure) for name, figure in drawn.items() if name not in HIDDEN},
+        "figures": rounded({name: figure for name, figure in drawn.items() if name not in HIDDEN}),
     }
 
 
@@ -146,11 +146,12 @@ def _samples(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     ]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Figures with as many digits as a screen shows."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return _short(value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,22 @@ RATIO = 8.0
 
 def pictures(analysis: Analysis, figures: dict[str, Figure]) -> dict[str, bytes]:
     """``{file name: content}``, a PNG and an SVG of each figure, of the graph of experts and of the coloured text."""
+    files = painted(figures)
+    if find_spec("matplotlib") is None:
+        return files
+    for name, portrait in (("graph", ring(analysis)), ("text", text(analysis))):
+        if portrait is not None:
+            files |= saved(name, portrait)
+    return files
+
+
+def painted(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """``{file name: content}``, a PNG and an SVG of each figure; none without matplotlib."""
     if find_spec("matplotlib") is None:
         return {}
     files: dict[str, bytes] = {}
     for name, figure in figures.items():
         files |= saved(name, _painted(figure))
-    for name, portrait in (("graph", ring(analysis)), ("text", text(analysis))):
-        if portrait is not None:
-            files |= saved(name, portrait)
     return files
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
 
+from libmoe.report.experts.parts import Section, figure, place
 from libmoe.report.experts.schema import Analysis
-from libmoe.report.experts.specs import drop_rate, study_file
+from libmoe.report.experts.specs import drop_rate
+from libmoe.report.experts.studied import study_section
 from libmoe.report.experts.symptoms import Finding
 from libmoe.report.markup import Markup, el
 from libmoe.report.numbers import fixed, percent
@@ -14,14 +15,6 @@ from libmoe.report.sections.frame import missing, note
 from libmoe.report.table import Cell, table
 
 WEIGHTS = {"serious": "serious", "watch": "worth watching", "note": "good to know"}
-
-
-@dataclass(frozen=True)
-class Section:
-    name: str
-    short: str
-    title: str
-    content: list[object]
 
 
 def sections(analysis: Analysis, known: Container[str], found: list[Finding]) -> list[Section]:
@@ -33,30 +26,19 @@ def sections(analysis: Analysis, known: Container[str], found: list[Finding]) ->
         Section("layers", "Layers", "Layer by layer", _layers(analysis)),
         Section("domains", "Domains", "Layers × experts × domains", _domains(columns, known)),
         Section("graph", "Graph", "Which experts belong together", _graph()),
-        Section("card", "One expert", "One expert", [_place("card-view", "Card of one expert")]),
+        Section("card", "One expert", "One expert", [place("card-view", "Card of one expert")]),
         Section("text", "Text", "Text, coloured by expert", _text(analysis)),
         Section("training", "Training", "Over training", _training(analysis, known)),
     ]
     alike = [name for name in ("similarity_weights", "similarity_outputs") if name in known]
     if alike:
         parts.append(
-            Section("alike", "Similarity", "How alike experts are", [_figure(name) for name in alike])
+            Section("alike", "Similarity", "How alike experts are", [figure(name) for name in alike])
         )
     if "drops" in known:
-        parts.append(Section("drops", "Drops", "What capacity drops", [_figure("drops")]))
-    for study in analysis.get("studies", []):
-        figures_of = [_figure(study_file(study["name"], i)) for i in range(len(study["figures"]))]
-        anchor = study_file(study["name"], "study")
-        parts.append(Section(anchor, study["title"], study["title"], [el("p", study["text"]), *figures_of]))
+        parts.append(Section("drops", "Drops", "What capacity drops", [figure("drops")]))
+    parts += [study_section(study) for study in analysis.get("studies", [])]
     return [*parts, Section("reading", "How to read", "How to read this", _reading(analysis))]
-
-
-def _place(name: str, label: str) -> Markup:
-    return el("div", el("p", "Drawn by the page's script.", class_="missing"), id=name, data_view=label)
-
-
-def _figure(name: str) -> Markup:
-    return el("figure", el("div", class_="drawn", data_figure=name), el("figcaption", class_="note"))
 
 
 def _diagnosis(found: list[Finding]) -> list[object]:
@@ -80,9 +62,9 @@ def _finding(finding: Finding) -> Markup:
 
 def _map() -> list[object]:
     return [
-        _place("map-view", "Heat map of layers and experts"),
+        place("map-view", "Heat map of layers and experts"),
         note("Arrow keys move in a map, Enter opens the expert. Grey: no such expert or no number."),
-        _figure("entropy"),
+        figure("entropy"),
     ]
 
 
@@ -117,9 +99,9 @@ def _layers(analysis: Analysis) -> list[object]:
 def _domains(columns: set[str], known: Container[str]) -> list[object]:
     if not columns:
         return missing("The text had no domains or other groups to tell apart.")
-    more = [_figure(name) for name in ("specialisation", "entropy_by_group") if name in known]
+    more = [figure(name) for name in ("specialisation", "entropy_by_group") if name in known]
     return [
-        _place("domains-view", "Heat map of groups and experts"),
+        place("domains-view", "Heat map of groups and experts"),
         note("1: the group chooses the expert as often as all text does; 2: twice as often."),
         *more,
     ]
@@ -127,7 +109,7 @@ def _domains(columns: set[str], known: Container[str]) -> list[object]:
 
 def _graph() -> list[object]:
     return [
-        _place("graph-view", "Graph of experts"),
+        place("graph-view", "Graph of experts"),
         note(
             "Experts of one colour form a group that tokens choose together more often than by chance. Each expert "
             "keeps its three strongest relations. Arrow keys move, Enter opens the expert."
@@ -139,7 +121,7 @@ def _text(analysis: Analysis) -> list[object]:
     if not analysis.get("samples"):
         return missing("No sample text was kept.")
     return [
-        _place("text-view", "Text coloured by expert"),
+        place("text-view", "Text coloured by expert"),
         note(
             "A token's colour is its heaviest expert; point at it, or move with the arrow keys, for all of them."
         ),
@@ -151,8 +133,8 @@ def _training(analysis: Analysis, known: Container[str]) -> list[object]:
         return missing(
             "One checkpoint was analysed; libmoe analyze RUN --checkpoints all shows the way there."
         )
-    drawn = [_figure(name) for name in ("checkpoints", "saturation") if name in known]
-    return [_place("training-view", "Load of each expert at a checkpoint"), *drawn]
+    drawn = [figure(name) for name in ("checkpoints", "saturation") if name in known]
+    return [place("training-view", "Load of each expert at a checkpoint"), *drawn]
 
 
 TERMS = (

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from libmoe.analysis.studies.figures import Figure
 from libmoe.report.csvs import written
 from libmoe.report.experts.relations import alike, groups, onwards, together
 from libmoe.report.experts.schema import Analysis, Token
-from libmoe.report.experts.specs import load_ratio, study_file
+from libmoe.report.experts.specs import load_ratio
+from libmoe.report.experts.studied import study_tables
 
 Row = dict[str, Any]
 
 
 def tables(analysis: Analysis, figures: dict[str, Figure]) -> dict[str, bytes]:
     """``{file name: content}``: one table for each figure, those of studies, of experts, relations and texts."""
-    found = {f"{name}.csv": written(list(_rows(figure))) for name, figure in figures.items()}
-    for study in analysis.get("studies", []):
-        for name, table in study["tables"].items():
-            rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-            found[f"{study_file(study['name'], f'table-{name}')}.csv"] = written(rows)
+    found = figure_tables(figures) | study_tables(analysis.get("studies", []))
     more = {"experts": _experts(analysis), "relations": _relations(analysis), "text": _text(analysis)}
     return found | {f"{name}.csv": written(rows) for name, part in more.items() if (rows := list(part))}
+
+
+def figure_tables(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """``{file name: CSV}`` of the numbers of each figure."""
+    return {f"{name}.csv": written(list(_rows(figure))) for name, figure in figures.items()}
 
 
 def _rows(figure: Figure) -> Iterator[Row]:
