@@ -10,7 +10,7 @@ import torch
 
 from libmoe.core.errors import ConfigError, DataError
 from libmoe.data.mixing import ROUND, Mixing
-from libmoe.data.order import permutation
+from libmoe.data.order import permutation, shard_rows
 from libmoe.data.tokenized import TokenizedSplit, TokenStream
 
 IGNORE = -100  # the label that transformers' losses leave out
@@ -114,14 +114,8 @@ class PackedLoader:
         Raises:
             ConfigError: ``batch_size`` is not a multiple of ``world * num_micro``, or an index is out of range.
         """
-        size, rest = divmod(self.batch_size, world * num_micro)
-        if rest or not size:
-            raise ConfigError(
-                f"batch_size={self.batch_size} is not a multiple of world * num_micro = {world} * {num_micro}"
-            )
-        if not (0 <= rank < world and 0 <= micro < num_micro):
-            raise ConfigError(f"rank={rank} of {world} or micro={micro} of {num_micro} is out of range")
-        return self._gather(step * self.batch_size + (micro * world + rank) * size, size)
+        first, size = shard_rows(self.batch_size, rank, world, micro, num_micro)
+        return self._gather(step * self.batch_size + first, size)
 
     # --- the rows ---
 

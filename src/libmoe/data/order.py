@@ -12,6 +12,8 @@ import hashlib
 
 import numpy as np
 
+from libmoe.core.errors import ConfigError
+
 
 def random_u64(count: int, *key: str | int) -> np.ndarray:
     """Return ``count`` uniform 64-bit integers, a pure function of ``key``."""
@@ -31,3 +33,17 @@ def random_unit(count: int, *key: str | int) -> np.ndarray:
 def permutation(count: int, *key: str | int) -> np.ndarray:
     """Return a random order of ``range(count)`` as int64, a pure function of ``key``."""
     return np.argsort(random_u64(count, *key), kind="stable")
+
+
+def shard_rows(batch_size: int, rank: int, world: int, micro: int, num_micro: int) -> tuple[int, int]:
+    """First row and number of rows of the global batch that process ``rank`` handles as a micro-batch.
+
+    Raises:
+        ConfigError: ``batch_size`` is not a multiple of ``world * num_micro``, or an index is out of range.
+    """
+    size, rest = divmod(batch_size, world * num_micro)
+    if rest or not size:
+        raise ConfigError(f"batch_size={batch_size} is not a multiple of world * num_micro = {world} * {num_micro}")
+    if not (0 <= rank < world and 0 <= micro < num_micro):
+        raise ConfigError(f"rank={rank} of {world} or micro={micro} of {num_micro} is out of range")
+    return (micro * world + rank) * size, size

@@ -80,16 +80,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} defines no build_router()")
 
     def build_experts(self, site: Site) -> Experts:
-        return FFNExperts(
-            self.num_experts,
-            site.dim,
-            self.hidden(site),
-            site.activation,
-            site.gated,
-            site.bias,
-            site.init_std,
-            out_dim=site.out_dim,
-        )
+        return self.ffn_experts(site, self.num_experts)
 
     def build_shared(self, site: Site) -> SharedExpert | None:
         width = self.shared_width(site)
@@ -112,6 +103,22 @@ class Method:
         return []
 
     # -- composition -------------------------------------------------------------------------------------
+    def ffn_experts(
+        self, site: Site, num_experts: int, kind: Callable[..., FFNExperts] = FFNExperts, **options: Any
+    ) -> FFNExperts:
+        """So many experts of the site's form; ``options`` are further ones of ``kind``."""
+        return kind(
+            num_experts,
+            site.dim,
+            self.hidden(site),
+            site.activation,
+            site.gated,
+            site.bias,
+            site.init_std,
+            out_dim=site.out_dim,
+            **options,
+        )
+
     def hidden(self, site: Site) -> int:
         return self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.top_k)
 

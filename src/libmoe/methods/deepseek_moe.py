@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router
 from libmoe.core.site import Site
-from libmoe.experts import Experts, FFNExperts
+from libmoe.experts import Experts
 from libmoe.losses import DeviceBalanceLoss, Loss
 from libmoe.methods.base import Method, register_method
 from libmoe.routers.topk import TopKRouter
@@ -84,16 +84,7 @@ class DeepSeekMoE(Method):
         return TopKRouter(site.dim, self.num_routed, self.routed_top_k, renormalise=False)
 
     def build_experts(self, site: Site) -> Experts:
-        return FFNExperts(
-            self.num_routed,
-            site.dim,
-            self.hidden(site),
-            site.activation,
-            site.gated,
-            site.bias,
-            site.init_std,
-            out_dim=site.out_dim,
-        )
+        return self.ffn_experts(site, self.num_routed)
 
     def build_losses(self, site: Site) -> Sequence[Loss]:
         device = DeviceBalanceLoss(self.device_balance, self.devices, self.balance_scope)

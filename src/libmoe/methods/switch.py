@@ -110,17 +110,7 @@ class Switch(Method):
                 f"into {site.out}; use overflow='zero', or leave it out with where="
             )
         kind = IdentityOverflow if self.overflow == "identity" else FFNExperts
-        experts = kind(
-            self.num_experts,
-            site.dim,
-            self.hidden(site),
-            site.activation,
-            site.gated,
-            site.bias,
-            site.init_std,
-            dropout=self.expert_dropout,
-            out_dim=site.out_dim,
-        )
+        experts = self.ffn_experts(site, self.num_experts, kind, dropout=self.expert_dropout)
         if self.init_scale is not None:
             truncated_normal_(experts.w_in, self.init_scale)
             truncated_normal_(experts.w_out, self.init_scale)

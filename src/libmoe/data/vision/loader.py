@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from libmoe.core.errors import ConfigError, DataError, LibMoEError
+from libmoe.data.order import shard_rows
 from libmoe.data.tokenizer import tokenizer_fingerprint
 from libmoe.data.vision.collate import Row, collate, epoch_order, padded_length
 from libmoe.data.vision.images import pixel_shape, require_pillow, to_pixels
@@ -123,17 +124,10 @@ class ConversationLoader:
             ConfigError: ``batch_size`` is not a multiple of ``world * num_micro``, or an index is out of range.
             DataError: images cannot be read any more at all.
         """
-        size, rest = divmod(self.batch_size, world * num_micro)
-        if rest or not size:
-            raise ConfigError(
-                f"batch_size={self.batch_size} is not a multiple of world * num_micro = {world} * {num_micro}"
-            )
-        if not (0 <= rank < world and 0 <= micro < num_micro):
-            raise ConfigError(f"rank={rank} of {world} or micro={micro} of {num_micro} is out of range")
+        first, size = shard_rows(self.batch_size, rank, world, micro, num_micro)
         epoch, place = np.divmod(step * self.batch_size + np.arange(self.batch_size), self.rows)
         indices = [int(self._order(int(e))[p]) for e, p in zip(epoch, place, strict=True)]
         length = padded_length(self._lengths[indices])
-        first = (micro * world + rank) * size
         rows = [self._row(index, length) for index in indices[first : first + size]]
         return collate(rows, length, padding=padding_id(self.tokenizer), image=self._encoder.image_id)
 
