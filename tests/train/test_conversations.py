@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from libmoe.core.errors import ConfigError, DataError
+from libmoe.data import load_tokenizer
+from libmoe.data.vision.images import make_image_processor
+from libmoe.data.vision.llava import LlavaFile
+from libmoe.data.vision.loader import ConversationLoader
 from libmoe.data.vision.scenes.conversations import SceneConversations
 from libmoe.data.vision.scenes.export import export
 from libmoe.eval import evaluate_run, heldout_evaluator
 from libmoe.models import load
 from libmoe.train import load_recipe, train
+from libmoe.train.conversing import refuse_mixed
 from libmoe.train.recipe import Recipe
 
 STAGE = {
@@ -99,6 +105,15 @@ def test_micro_batches_do_not_change_the_run(stage: Callable[..., Recipe], tmp_p
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
 
 
+@pytest.mark.distributed
+def test_two_processes_train_like_one(stage: Callable[..., Recipe], tmp_path: Path, run_together: Any) -> None:
+    options = ["method.name=smoe", 'method.options={"num_experts": 4, "top_k": 2, "balance": 0.1, "z_loss": 0.01}']
+    options += ["train.steps=2", "train.save_every=null"]
+    train(stage(*options), tmp_path / "one", quiet=True)
+    run_together(stage(*options, "train.parallel=ddp", "train.micro_batch_size=2"), tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
 def test_a_run_is_validated_on_other_scenes_and_asked_test_questions(
     stage: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -124,14 +139,31 @@ def test_five_per_cent_of_broken_rows_are_counted_and_named_and_the_rest_trains(
     (tmp_path / "set" / rows[3]["image"]).write_bytes(b"no picture")
     file.write_text(json.dumps(rows))
     recipe = stage(f"data.conversations.source={file}")
-    from libmoe.data.vision.llava import LlavaFile
-
     source = LlavaFile(file, progress=False)
     named = [name for names in source.problems.values() for name in names]
     assert len(named) == 10 and len(source) == 190 and any(name.endswith(":4") for name in named)
     result = train(recipe, tmp_path / "run", quiet=True)
     assert result.steps == 4 and result.tokens > 0
     assert evaluate_run(tmp_path / "run")["bits_per_byte"] > 0
+
+
+def test_processes_that_train_together_refuse_rows_without_an_image_among_others(tmp_path: Path) -> None:
+    export(SceneConversations(number=60), tmp_path / "set")
+    file = next((tmp_path / "set").glob("*.json"))
+    rows = json.loads(file.read_text())
+
+    def loader() -> ConversationLoader:
+        source = LlavaFile(file, progress=False)
+        options = {"batch_size": 4, "max_length": 192, "image_tokens": 16, "progress": False}
+        return ConversationLoader(source, load_tokenizer("embedded"), "plain", make_image_processor(56), **options)
+
+    refuse_mixed(loader(), 2)
+    del rows[5]["image"]
+    rows[5]["conversations"][0]["value"] = rows[5]["conversations"][0]["value"].replace("<image>", "")
+    file.write_text(json.dumps(rows))
+    refuse_mixed(loader(), 1)
+    with pytest.raises(ConfigError, match="some rows have no image, and 2 processes"):
+        refuse_mixed(loader(), 2)
 
 
 def test_what_cannot_be_is_one_line(stage: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from libmoe.data import load_tokenizer
 from libmoe.models.composing import ImageLayout, image_layout
 
 if TYPE_CHECKING:
+    from libmoe.data import PackedLoader
     from libmoe.data.vision.loader import ConversationLoader
     from libmoe.data.vision.rows import Conversations
     from libmoe.train.recipe import ConversationConfig, Recipe
@@ -45,6 +46,19 @@ def load_conversations(recipe: Recipe, progress: bool = True) -> tuple[Conversat
     )
     fingerprint = f"{source.fingerprint}:{tokenizer_fingerprint(tokenizer)}:{config.template}:{layout.tokens}"
     return loader, processor(layout, pixels, loader.tokenizer), fingerprint
+
+
+def refuse_mixed(loader: PackedLoader | ConversationLoader, processes: int) -> None:
+    """Processes that average gradients must all use the encoder in each step.
+
+    Raises:
+        ConfigError: one of several could get rows of text alone.
+    """
+    if processes > 1 and getattr(loader, "mixed", False):
+        raise ConfigError(
+            f"data.conversations: some rows have no image, and {processes} processes that train together need one in "
+            "each of their batches; leave the rows of text alone out, or train in one process"
+        )
 
 
 def open_source(

@@ -107,6 +107,11 @@ class ConversationLoader:
         """Rows that this process found unreadable and replaced."""
         return len(self._broken)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether some rows have an image and others have none."""
+        return bool(self._images.any() and not self._images.all())
+
     def epochs(self, step: int) -> float:
         """How often the rows have been seen after ``step`` steps (1.0 is once through)."""
         return step * self.batch_size / self.rows
