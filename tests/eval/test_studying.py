@@ -9,7 +9,7 @@ import pytest
 
 from libmoe.bench.grid import load_grid
 from libmoe.core.errors import CheckpointError, ConfigError, DataError
-from libmoe.eval import studying
+from libmoe.eval import heldout_evaluator, studying
 from libmoe.eval.studying import runs_in, study_runs
 from libmoe.eval.tracing import Look
 from libmoe.models import save
@@ -146,3 +146,22 @@ def test_what_cannot_be_studied_is_one_line(
     monkeypatch.setattr(studying, "runs_in", lambda spec: [])
     with pytest.raises(DataError, match="no run with experts to study"):
         study_runs([grid], out=tmp_path)
+
+
+def test_quality_that_the_run_logged_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["train.steps=2", "train.warmup_steps=0", "train.save_every=1", "train.eval_every=1"]
+    changes += ["train.keep_checkpoints=9", "eval.windows_per_domain=1", 'data.domains=["novel", "code"]']
+    recipe = load_recipe("tiny", changes)
+    train(recipe, tmp_path / "run", quiet=True, evaluate=heldout_evaluator(recipe))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line["eval"]["bits_per_byte"] for line in lines if "eval" in line}
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(studying, "curve", never)
+    found = study_runs([tmp_path / "run"], ["quality"], out=tmp_path, look=LOOK)
+    (line,) = found["studies"][0]["figures"][0]["series"]
+    assert dict(zip(line["x"], line["y"], strict=True)) == pytest.approx(logged) and set(logged) == {1, 2}
+    with pytest.raises(AssertionError, match="computed again"):
+        study_runs([tmp_path / "run"], ["quality"], out=tmp_path, look=LOOK, tasks=["moe_cloze"])

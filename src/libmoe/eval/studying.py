@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -117,8 +118,7 @@ def open_run(
     quality: dict[int, Quality] = {}
     if is_run and wanted & {"quality", "regimes", "initialisation"}:
         try:
-            points = curve(target.folder, tasks, progress=progress)["checkpoints"]
-            quality = {point["step"]: _quality(point) for point in points}
+            quality = _qualities(target, tasks, {subject.step for subject in subjects}, progress)
         except CheckpointError as error:
             notes.append(f"{target.name}: quality over training is not measured: {error}")
     if "optimality" in wanted:
@@ -129,6 +129,31 @@ def open_run(
     series = Series([subject.step for subject in subjects], traces)
     method, seed = (target.name, 0) if recipe is None else (recipe.method.name, recipe.seed)
     return Run(method, seed, series, quality, facts)
+
+
+def _qualities(
+    target: Target, tasks: Sequence[str], steps: set[int], progress: Progress | None
+) -> dict[int, Quality]:
+    """By step: what the run logged of its validation text where that is all that is asked and every checkpoint has it,
+    else scores of the checkpoints, computed now.
+
+    Raises:
+        CheckpointError: the run has not finished, or its checkpoints cannot be read.
+    """
+    logged = _logged(target.folder / "metrics.jsonl")
+    if not tasks and steps <= logged.keys():
+        return {step: logged[step] for step in sorted(steps)}
+    points = curve(target.folder, tasks, progress=progress)["checkpoints"]
+    return {point["step"]: _quality(point) for point in points}
+
+
+def _logged(metrics: Path) -> dict[int, Quality]:
+    records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else ()
+    return {
+        record["step"]: Quality(record["eval"]["bits_per_byte"], record["eval"].get("domains", {}))
+        for record in records
+        if "bits_per_byte" in record.get("eval", {})
+    }
 
 
 def _model_facts(model: nn.Module) -> dict[str, str]:

@@ -28,7 +28,8 @@ def study(runs: Sequence[Run]) -> Study:
     return {
         "name": "quality",
         "title": "Quality over training",
-        "text": "Each checkpoint on the same held-out text and tasks; means over seeds with 95 % intervals. "
+        "text": "Each checkpoint on the same held-out text (the validation text that the runs logged, or the test text "
+        "where tasks were asked for or nothing was logged) and tasks; means over seeds with 95 % intervals. "
         "Lower bits per byte are better. The table says which checkpoint is best and how far the last "
         "one is behind it.",
         "found": losing(measured),
