@@ -21,9 +21,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     build_model = costs.build_model
 
-    def noting(recipe: Any, vocab_size: int) -> Any:
+    def noting(recipe: Any, *tokens: Any) -> Any:
         found.append({"method": recipe.method.name} | recipe.method.options)
-        return build_model(recipe, vocab_size)
+        return build_model(recipe, *tokens)
 
     monkeypatch.setattr(costs, "build_model", noting)
     return found
