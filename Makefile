@@ -18,9 +18,9 @@ DEV_READY := $(VENV)/.ready-dev
 CHECKPOINTS := $(VENV)/checkpoints
 
 # One thread for each worker: with more, the workers would fight over the same cores.
-PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) LIBMOE_REQUIRE_CHECKPOINTS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CHECKPOINTS) $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup quickstart vlm test test-slow test-vision test-browser unit lint clean clean-all
+.PHONY: help setup quickstart vlm test test-slow test-vision test-browser test-gpu test-fimo unit lint clean clean-all
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -58,6 +58,12 @@ test-slow: $(DEV_READY)  ## the tests that take minutes
 
 test-vision: $(DEV_READY)  ## vision-language tasks; makes the environment of lmms-eval
 	$(PYTEST) -m vision -n 0 --timeout 600 tests/eval/vlm $(ARGS)
+
+test-gpu: $(DEV_READY)  ## every backend's contract on a GPU, which has to be there
+	$(PYTEST) -m gpu tests/ops $(ARGS)
+
+test-fimo: $(DEV_READY)  ## the published FIMO problems, in the copy that LIBMOE_FIMO points to
+	$(PYTEST) -m fimo tests/eval/formal $(ARGS)
 
 test-browser: $(DEV_READY)  ## the pages in a real Chromium, which has to be there
 	$(PYTEST) -m browser --timeout 300 tests/report $(ARGS)

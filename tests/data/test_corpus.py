@@ -151,7 +151,8 @@ def test_bad_input_gives_one_line_that_names_the_fix(tmp_path, monkeypatch, argu
 
 
 def test_hub_data_set_without_network_is_a_clear_error(monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"cannot load 'hf:nobody/nothing'.*check the name and the network"):
@@ -159,7 +160,8 @@ def test_hub_data_set_without_network_is_a_clear_error(monkeypatch):
 
 
 def test_hub_splits_become_ours(monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_list([{"text": t} for t in TEXTS])
     loaded = datasets.DatasetDict({"train": rows, "dev": rows.select(range(3))})
     asked = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,11 +15,8 @@ LAYERS = {"minilm": 6, "dinov2": 12, "whisper": 8}
 
 @pytest.fixture(params=LAYERS)
 def real(request) -> tuple[str, nn.Module]:
-    reason = real_checkpoints.missing(request.param)
-    if reason and "LIBMOE_REQUIRE_CHECKPOINTS" in os.environ:
-        pytest.fail(f"{request.param}: {reason}")  # `make test` installs them: there, absent means broken
-    if reason:
-        pytest.skip(f"{request.param}: {reason}")
+    if reason := real_checkpoints.missing(request.param):
+        pytest.fail(f"{request.param}: {reason}, as `make setup` does")
     return request.param, getattr(real_checkpoints, request.param)()
 
 

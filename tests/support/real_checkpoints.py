@@ -1,7 +1,7 @@
 """Readers of three real pretrained models that come inside Python packages: text, images, speech.
 
-Each needs a package that the tests do not install (see ``PACKAGES``); where it is absent, its tests are skipped
-and say so.  Files are read as data: nothing of these packages is run.
+Each needs a package that `make setup` installs into a folder of its own (see ``PACKAGES``); where it is absent, its
+tests fail and say so.  Files are read as data: nothing of these packages is run.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from libmoe.core.plugins import load_plugin
 from libmoe.train import provenance
 from libmoe.train.recipe import load_recipe
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'libmoe[ray]'")
 pytestmark = pytest.mark.distributed
 
 Mini = Callable[..., Grid]

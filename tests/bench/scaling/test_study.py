@@ -106,7 +106,6 @@ def test_what_the_runs_cannot_tell_has_a_reason(planted: Callable[..., Runs], ch
 
 
 def test_pictures_are_drawn_for_what_was_found(folder: Path) -> None:
-    pytest.importorskip("matplotlib")
     found = study(POWER, read_runs([folder]), draws=20, share=0.3, ask=Ask(flops=3e20))
     pictures = found.pictures()
     assert set(pictures) == {"isoflop", "extrapolation", "frontier"}

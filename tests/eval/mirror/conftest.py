@@ -26,7 +26,6 @@ Evaluate = Callable[..., Evaluation]
 
 @pytest.fixture(scope="session")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    pytest.importorskip("lm_eval")
     import lm_eval.tasks
 
     own = tmp_path_factory.mktemp("own")

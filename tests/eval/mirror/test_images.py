@@ -10,10 +10,9 @@ from typing import Any
 
 import datasets
 import pytest
+from PIL import Image
 
 from libmoe.eval.mirror import serving
-
-Image = pytest.importorskip("PIL.Image")
 
 
 def png(shade: int) -> bytes:

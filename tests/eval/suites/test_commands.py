@@ -10,8 +10,6 @@ import pytest
 from libmoe.cli.suites import check_mirror, show_tasks
 from libmoe.eval.suites import catalogue
 
-pytest.importorskip("lm_eval")
-
 
 def put(path: Path, *rows: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

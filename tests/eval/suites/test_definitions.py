@@ -17,7 +17,6 @@ TYPES = {"loglikelihood_rolling": "rolling", "generate_until": "generate"}
 
 @pytest.fixture(scope="module")
 def manager() -> Any:
-    pytest.importorskip("lm_eval")
     from libmoe.eval.harness.loading import task_manager
 
     return task_manager(["hellaswag"])
