@@ -19,7 +19,7 @@ from libmoe.data.vision.scenes.questions import questions
 from libmoe.data.vision.template import ChatEncoder
 from libmoe.eval import answers as answers_module
 from libmoe.eval.answers import HeldAnswers
-from libmoe.eval.rows import HeldRows
+from libmoe.eval.heldout_rows import HeldRows
 from libmoe.models.backbones import BackboneConfig, build_backbone
 from libmoe.models.encoders import VisionConfig
 

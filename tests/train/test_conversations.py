@@ -12,16 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from libmoe.core.errors import ConfigError, DataError
-from libmoe.data import load_tokenizer
-from libmoe.data.vision.images import make_image_processor
 from libmoe.data.vision.llava import LlavaFile
-from libmoe.data.vision.loader import ConversationLoader
 from libmoe.data.vision.scenes.conversations import SceneConversations
 from libmoe.data.vision.scenes.export import export
 from libmoe.eval import evaluate_run, heldout_evaluator
 from libmoe.models import load
 from libmoe.train import load_recipe, train
-from libmoe.train.conversing import refuse_mixed
+from libmoe.train.build import load_data
 from libmoe.train.recipe import Recipe
 
 STAGE = {
@@ -147,23 +144,19 @@ def test_five_per_cent_of_broken_rows_are_counted_and_named_and_the_rest_trains(
     assert evaluate_run(tmp_path / "run")["bits_per_byte"] > 0
 
 
-def test_processes_that_train_together_refuse_rows_without_an_image_among_others(tmp_path: Path) -> None:
+def test_processes_that_train_together_refuse_rows_without_an_image_among_others(
+    stage: Callable[..., Recipe], tmp_path: Path
+) -> None:
     export(SceneConversations(number=60), tmp_path / "set")
     file = next((tmp_path / "set").glob("*.json"))
-    rows = json.loads(file.read_text())
-
-    def loader() -> ConversationLoader:
-        source = LlavaFile(file, progress=False)
-        options = {"batch_size": 4, "max_length": 192, "image_tokens": 16, "progress": False}
-        return ConversationLoader(source, load_tokenizer("embedded"), "plain", make_image_processor(56), **options)
-
-    refuse_mixed(loader(), 2)
+    rows, recipe = json.loads(file.read_text()), stage(f"data.conversations.source={file}")
+    load_data(recipe, progress=False, processes=2)
     del rows[5]["image"]
     rows[5]["conversations"][0]["value"] = rows[5]["conversations"][0]["value"].replace("<image>", "")
     file.write_text(json.dumps(rows))
-    refuse_mixed(loader(), 1)
+    load_data(recipe, progress=False, processes=1)
     with pytest.raises(ConfigError, match="some rows have no image, and 2 processes"):
-        refuse_mixed(loader(), 2)
+        load_data(recipe, progress=False, processes=2)
 
 
 def test_what_cannot_be_is_one_line(stage: Callable[..., Recipe], tmp_path: Path) -> None:

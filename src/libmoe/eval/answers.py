@@ -19,7 +19,7 @@ from libmoe.data.vision.images import to_pixels
 from libmoe.data.vision.rows import Conversation, Question, Turn
 from libmoe.data.vision.template import ChatEncoder
 from libmoe.data.vision.tokens import padding_id
-from libmoe.eval.heldout import evaluating, token_nll
+from libmoe.eval.heldout import evaluating, summed, token_nll
 from libmoe.stats import clustered_mean
 
 Batch = dict[str, Tensor]
@@ -84,14 +84,8 @@ class HeldAnswers:
                     for nats, question in zip(gold, asked, strict=True)
                 ]
                 answers[task] = _accuracy(asked, right)
-        bits = {task: (sum(b for b, _ in rows), sum(n for _, n in rows)) for task, rows in windows.items()}
-        return {
-            "bits_per_byte": sum(b for b, _ in bits.values()) / sum(n for _, n in bits.values()),
-            "domains": {task: b / n for task, (b, n) in bits.items()},
-            "windows": windows,
-            "window_documents": {task: _groups(asked) for task, asked in self.questions.items()},
-            "answers": answers,
-        }
+        groups = {task: _groups(asked) for task, asked in self.questions.items()}
+        return summed(windows, groups) | {"answers": answers}
 
     def _right(self, model: Any, asked: Sequence[Question], batch: Batch, gold: Sequence[float]) -> list[bool]:
         """Whether the right answer of each question is likelier than every other choice."""
@@ -146,14 +140,11 @@ def _features(model: Any, batch: Batch) -> Callable[[Sequence[int]], Any] | None
     takes = "mm_encoder_outputs" in inspect.signature(model.model.forward).parameters
     if not takes or "pixel_values" not in batch or len(batch["pixel_values"]) != len(batch["input_ids"]):
         return None
-    outputs = model.get_image_features(pixel_values=batch["pixel_values"].to(model.device), return_dict=True)
-    known = outputs.pooler_output
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    def of(places: Sequence[int]) -> Any:
-        outputs.pooler_output = [known[place] for place in places]
-        return outputs
-
-    return of
+    pixels = batch["pixel_values"].to(model.device)
+    known = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    return lambda places: BaseModelOutputWithPooling(pooler_output=[known[place] for place in places])
 
 
 def _groups(asked: Sequence[Question]) -> list[int]:

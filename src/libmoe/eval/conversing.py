@@ -14,7 +14,7 @@ from libmoe.data.vision.scenes.questions import questions
 from libmoe.data.vision.template import ChatEncoder
 from libmoe.eval.answers import HeldAnswers
 from libmoe.eval.heldout import HeldOut
-from libmoe.eval.rows import HeldRows
+from libmoe.eval.heldout_rows import HeldRows
 from libmoe.models.composing import ImageLayout, image_layout, layout_of
 from libmoe.train.conversing import image_processor, open_source
 from libmoe.train.recipe import ConversationConfig, DataConfig, EvalConfig, Recipe

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from libmoe.data import TokenizedSplit
-    from libmoe.eval.rows import HeldRows
+    from libmoe.eval.heldout_rows import HeldRows
     from libmoe.train.recipe import DataConfig, Recipe
 
 Windows = dict[str, list[dict[str, Tensor]]]
@@ -70,6 +70,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def summed(windows: Mapping[str, list[list[float]]], documents: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What a score is, see :meth:`HeldOut.score`, from bits and bytes of each window and the document it belongs to."""
+    totals = {d: (sum(b for b, _ in rows), sum(n for _, n in rows)) for d, rows in windows.items()}
+    return {
+        "bits_per_byte": sum(b for b, _ in totals.values()) / sum(n for _, n in totals.values()),
+        "domains": {d: b / n for d, (b, n) in totals.items()},
+        "windows": dict(windows),
+        "window_documents": dict(documents),
+    }
+
+
 class HeldOut:
     """Held-out windows of every domain, ready to be scored with any model.
 
@@ -113,17 +124,11 @@ class HeldOut:
                 for batch in batches:
                     bits = token_nll(model, batch).double().sum(1) / math.log(2)
                     found[domain] += [list(pair) for pair in zip(bits.tolist(), batch["num_bytes"].tolist())]
-        totals = {d: (sum(b for b, _ in rows), sum(n for _, n in rows)) for d, rows in found.items()}
-        overall = sum(b for b, _ in totals.values()) / sum(n for _, n in totals.values())
-        return {
-            "bits_per_byte": overall,
-            "domains": {d: b / n for d, (b, n) in totals.items()},
-            "windows": found,
-            "window_documents": {
-                d: [number for batch in batches for number in batch["document"].tolist()]
-                for d, batches in self.windows.items()
-            },
+        documents = {
+            d: [number for batch in batches for number in batch["document"].tolist()]
+            for d, batches in self.windows.items()
         }
+        return summed(found, documents)
 
 
 def heldout_evaluator(recipe: Recipe) -> Callable[[nn.Module, int], dict[str, Any]]:

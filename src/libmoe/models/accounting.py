@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from libmoe.core.errors import ConfigError
 from libmoe.layers import MoELayer, moe_layers, replaced_forward
-from libmoe.models.forms import has_connector
+from libmoe.models.parts import has_connector
 from libmoe.models.receipt import count_parameters
 
 _Shapes = dict[int, list[tuple[int, int]]]  # by layer: tokens and width of each call

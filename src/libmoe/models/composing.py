@@ -14,9 +14,9 @@ from torch import nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.models.encoders import VisionConfig, build_encoder, image_tokens
-from libmoe.models.forms import has_connector
 from libmoe.models.initialising import initialise
 from libmoe.models.loading import load_any
+from libmoe.models.parts import has_connector
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from libmoe.layers import moe_layers
 from libmoe.models.forms import (
     ACTIVATION_NAMES,
     CONNECTOR,
-    CONNECTORS,
     FORMS,
     Form,
     activation_name,
@@ -24,6 +23,7 @@ from libmoe.models.forms import (
     sizes,
     weight_OI,
 )
+from libmoe.models.parts import part_of
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,6 @@ class FoundFFN:
         """Path of the list of blocks the FFN belongs to, such as ``model.layers``; a connector is one by itself."""
         parts = self.path.split(".")
         return ".".join(parts[: next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))])
-
-    @property
-    def is_connector(self) -> bool:
-        """Whether it maps what an encoder returns to the width of the language model."""
-        return self.form is CONNECTOR
 
     @property
     def hidden_dropout(self) -> float:
@@ -202,10 +197,9 @@ def find_ffns(model: nn.Module) -> list[FoundFFN]:
 
 
 def _form(path: str, module: nn.Module) -> Form | None:
-    name = path.split(".")
-    if name[-1] in CONNECTORS:
+    if part_of(path) == "connector":
         return CONNECTOR if CONNECTOR.linears(module) is not None else None
-    if not any(part.isdigit() for part in name):
+    if not any(name.isdigit() for name in path.split(".")):
         return None
     return next((form for form in FORMS if form.linears(module) is not None), None)
 

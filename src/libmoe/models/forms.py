@@ -78,13 +78,7 @@ FORMS = (
 )
 
 CONNECTOR = Form(("linear_1",), "linear_2", same_width=False)
-CONNECTORS = ("multi_modal_projector",)
-"""Modules between an encoder and a language model, as transformers calls them (LLaVA and its kin)."""
-
-
-def has_connector(model: nn.Module) -> bool:
-    """Whether the model reads images through an encoder and a connector (LLaVA and its kin)."""
-    return any(name.rpartition(".")[2] in CONNECTORS for name, _ in model.named_modules())
+"""Between an encoder and a language model (LLaVA and its kin), where it is known by its name."""
 
 
 def child(module: Any, name: str) -> Any:

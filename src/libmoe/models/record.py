@@ -14,7 +14,7 @@ from libmoe.core.context import install
 from libmoe.core.errors import ConfigError
 from libmoe.core.site import Site
 from libmoe.methods import METHODS, Method
-from libmoe.models.forms import CONNECTORS
+from libmoe.models.parts import part_of
 from libmoe.models.receipt import Receipt
 from libmoe.models.where import Where
 
@@ -59,13 +59,9 @@ class Moeified:
 
 def attach(model: nn.Module, record: Moeified) -> None:
     """Make ``model`` a LibMoE model: forward context, ``model.libmoe`` and ``model.config.libmoe``."""
-    install(model, [model.get_submodule(site.layer) for site in record.sites if _is_connector(site.path)])
+    install(model, [model.get_submodule(site.layer) for site in record.sites if part_of(site.path) == "connector"])
     model.libmoe = record
     model.config.libmoe = describe(model)
-
-
-def _is_connector(path: str) -> bool:
-    return path.rpartition(".")[2] in CONNECTORS
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from torch import nn
 
 from libmoe.core.errors import ConfigError, unknown
-from libmoe.models.forms import CONNECTORS
+from libmoe.models.parts import part_of
 from libmoe.models.roles import param_roles
 
 PARTS = ("vision", "connector", "language", "experts", "routers")
@@ -49,7 +49,4 @@ def _belongs(name: str, role: str, part: str) -> bool:
         return fnmatch(name, part)
     if part in ("experts", "routers"):
         return role in {"experts": ("expert", "shared"), "routers": ("router",)}[part]
-    where = name.split(".")
-    if any(word in CONNECTORS for word in where):
-        return part == "connector"
-    return part == ("vision" if any("vision" in word for word in where) else "language")
+    return part == part_of(name)

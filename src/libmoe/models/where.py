@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 from libmoe.core.errors import ConfigError, nearest
 from libmoe.models.detect import FoundFFN
+from libmoe.models.parts import part_of
 
 Where = str | Sequence[int]
 RULES = ("all", "every", "last", "first", "first_dense")
@@ -73,18 +74,11 @@ def _by_rule(found: Sequence[FoundFFN], where: str) -> list[FoundFFN]:
             f"cannot read where={where!r}; {hint}write all, every:n, last:n, first:n, first_dense:n, "
             "encoder, decoder, vision, connector, language, a path pattern, a list of places, or several joined by +"
         )
-    pool = [ffn for ffn in found if side is None or side == _side(ffn) or side in ffn.stack.split(".")]
+    pool = [ffn for ffn in found if side is None or side == part_of(ffn.path) or side in ffn.stack.split(".")]
     stacks = {
         stack: [ffn for ffn in pool if ffn.stack == stack] for stack in dict.fromkeys(f.stack for f in pool)
     }
     return [ffn for ffns in stacks.values() for ffn in _of_stack(ffns, rule, number or 0)]
-
-
-def _side(ffn: FoundFFN) -> str:
-    """Which part of a vision-language model an FFN belongs to; what has no images is all language."""
-    if ffn.is_connector:
-        return "connector"
-    return "vision" if any("vision" in part for part in ffn.stack.split(".")) else "language"
 
 
 def _of_stack(ffns: Sequence[FoundFFN], rule: str, n: int) -> Iterable[FoundFFN]:

@@ -12,7 +12,7 @@ from libmoe.data import PackedLoader, TokenizedCorpus, load_corpus, load_tokeniz
 from libmoe.experts import set_backend
 from libmoe.layers import moe_layers
 from libmoe.models import build_backbone, moeify
-from libmoe.models.forms import has_connector
+from libmoe.models.parts import has_connector
 from libmoe.ops import AUTO
 from libmoe.train.conversing import load_conversations
 from libmoe.train.recipe import Recipe
@@ -41,15 +41,19 @@ class TrainingData:
         return None if self.processor is None else int(self.processor.image_token_id)
 
 
-def load_data(recipe: Recipe, progress: bool = True) -> TrainingData:
+def load_data(recipe: Recipe, progress: bool = True, processes: int = 1) -> TrainingData:
     """The training split as packed batches; the order depends on the seed alone, never on the method.
 
+    Args:
+        processes: that train together.
+
     Raises:
+        ConfigError: conversations that they cannot train on together.
         DataError: a missing or malformed source, domain or tokenizer.
     """
     data = recipe.data
     if data.conversations is not None:
-        conversations, processor, fingerprint = load_conversations(recipe, progress)
+        conversations, processor, fingerprint = load_conversations(recipe, progress, processes)
         return TrainingData(conversations, conversations.tokenizer, fingerprint, processor)
     corpus = load_corpus(
         data.source, domains=data.domains, text_field=data.text_field, domain_field=data.domain_field

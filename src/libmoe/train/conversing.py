@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from libmoe.core.errors import ConfigError, DataError
@@ -9,17 +10,22 @@ from libmoe.data import load_tokenizer
 from libmoe.models.composing import ImageLayout, image_layout
 
 if TYPE_CHECKING:
-    from libmoe.data import PackedLoader
     from libmoe.data.vision.loader import ConversationLoader
     from libmoe.data.vision.rows import Conversations
     from libmoe.train.recipe import ConversationConfig, Recipe
 
 
-def load_conversations(recipe: Recipe, progress: bool = True) -> tuple[ConversationLoader, Any, str]:
+def load_conversations(
+    recipe: Recipe, progress: bool = True, processes: int = 1
+) -> tuple[ConversationLoader, Any, str]:
     """Batches by step, the processor of text and images, and a fingerprint of all that decides the batches.
 
+    Args:
+        processes: that average gradients, and so must all use the encoder in each step.
+
     Raises:
-        ConfigError: the backbone reads no images, or Pillow is missing.
+        ConfigError: the backbone reads no images, Pillow is missing, or one of several processes could get rows of text
+            alone.
         DataError: a missing or malformed source.
     """
     from libmoe.data.tokenizer import tokenizer_fingerprint
@@ -44,21 +50,13 @@ def load_conversations(recipe: Recipe, progress: bool = True) -> tuple[Conversat
         group_by_length=config.group_by_length,
         progress=progress,
     )
-    fingerprint = f"{source.fingerprint}:{tokenizer_fingerprint(tokenizer)}:{config.template}:{layout.tokens}"
-    return loader, processor(layout, pixels, loader.tokenizer), fingerprint
-
-
-def refuse_mixed(loader: PackedLoader | ConversationLoader, processes: int) -> None:
-    """Processes that average gradients must all use the encoder in each step.
-
-    Raises:
-        ConfigError: one of several could get rows of text alone.
-    """
-    if processes > 1 and getattr(loader, "mixed", False):
+    if processes > 1 and loader.mixed:
         raise ConfigError(
             f"data.conversations: some rows have no image, and {processes} processes that train together need one in "
             "each of their batches; leave the rows of text alone out, or train in one process"
         )
+    fingerprint = f"{source.fingerprint}:{tokenizer_fingerprint(tokenizer)}:{config.template}:{layout.tokens}"
+    return loader, processor(layout, pixels, loader.tokenizer), fingerprint
 
 
 def open_source(
@@ -89,8 +87,6 @@ def open_source(
 
 def image_processor(layout: ImageLayout, aspect: str) -> Any:
     """The encoder's own where one was saved with it, at the size that is read; else one of plain scaling."""
-    from pathlib import Path
-
     from libmoe.data.vision.images import load_image_processor, make_image_processor
 
     if layout.source is None or (Path(layout.source).is_dir() and not _has_processor(Path(layout.source))):
@@ -103,15 +99,17 @@ def processor(layout: ImageLayout, pixels: Any, tokenizer: Any) -> Any:
     """Text and images together, as transformers' pipelines and evaluation harnesses take them."""
     from transformers import LlavaProcessor
 
+    from libmoe.data.vision.rows import IMAGE
+
     return LlavaProcessor(
         image_processor=pixels,
         tokenizer=tokenizer,
         patch_size=layout.patch,
         vision_feature_select_strategy="default" if layout.drops_class_token else "full",
         num_additional_image_tokens=int(layout.class_token),
-        image_token="<image>",
+        image_token=IMAGE,
     )
 
 
-def _has_processor(folder: Any) -> bool:
+def _has_processor(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))

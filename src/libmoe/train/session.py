@@ -19,7 +19,6 @@ from libmoe.models.trainable import freeze_others
 from libmoe.train import checkpoint, parallel
 from libmoe.train.alarms import Alarms
 from libmoe.train.build import build_model, load_data
-from libmoe.train.conversing import refuse_mixed
 from libmoe.train.files import disk_errors, remove_folder
 from libmoe.train.live import Confidence
 from libmoe.train.logs import LOST
@@ -49,8 +48,7 @@ class Session:
         cfg = recipe.train
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
-        self.data = load_data(recipe, progress=not quiet)
-        refuse_mixed(self.data.loader, world.size)
+        self.data = load_data(recipe, progress=not quiet, processes=world.size)
         self.memory = PeakMemory(world.device)
         self.model = build_model(recipe, len(self.data.tokenizer), self.data.image_token).to(world.device).train()
         roles = param_roles(self.model)  # by name, before sharding replaces the parameters

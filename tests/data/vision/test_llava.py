@@ -9,6 +9,7 @@ import pytest
 
 from libmoe.core.errors import ConfigError, DataError
 from libmoe.data.vision.llava import LlavaFile
+from libmoe.data.vision.llava_rows import PROBLEMS
 from libmoe.data.vision.rows import IMAGE
 
 
@@ -42,18 +43,8 @@ def _spoil(kind: str) -> Callable[[dict, object], object]:
     return change
 
 
-KINDS = [
-    "not a mapping",
-    "no conversations",
-    "wrong order of speakers",
-    "not text",
-    "empty question",
-    "empty answer",
-    "several or no <image>",
-    "image outside of the folder",
-    "image missing",
-    "image unreadable",
-]
+KINDS = [problem for problem in PROBLEMS if problem != "not JSON"]
+"""Of single rows; what is no JSON spoils a ``.json`` file as a whole."""
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

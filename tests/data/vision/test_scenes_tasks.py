@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from libmoe.core.errors import DataError
@@ -15,6 +14,7 @@ from libmoe.data.vision import tasks
 from libmoe.data.vision.scenes import SIZE, questions
 from libmoe.data.vision.tasks import GROUP, TASKS, items_of, scene_task_dir
 from libmoe.data.vision.tasks.utils import acc_plus, score, visual
+from tiny_llava import save_llava
 
 
 @pytest.fixture(scope="module")
@@ -73,49 +73,8 @@ def test_the_least_loss_wins_and_images_count_only_whole():
 
 
 @pytest.fixture
-def llava(tmp_path) -> Path:
-    """A LLaVA of random weights, with its processor."""
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    from libmoe.data import load_tokenizer
-
-    tokenizer = load_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=SIZE, patch_size=14, **sizes),
-        text_config=LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-1,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)  # so that images and choices matter
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
-        ),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}",
-    )
-    model.save_pretrained(tmp_path / "llava")
-    processor.save_pretrained(tmp_path / "llava")
-    return tmp_path / "llava"
+def llava(tmp_path: Path) -> Path:
+    return save_llava(tmp_path / "llava", SIZE)
 
 
 @pytest.mark.vision

@@ -20,6 +20,7 @@ from libmoe.eval.opening import open_model
 from libmoe.eval.suites import Source, SuiteTask
 from libmoe.eval.vlm import ensure, evaluate_vision
 from libmoe.eval.vlm.environment import clean_environ, main_packages
+from tiny_llava import WIDTH, save_llava
 
 ANSWERS = ["A", "B", "C", "D", "yes", "no", "Yes", "No", "red", "square", "3", "7"]
 CHAT = (
@@ -116,41 +117,9 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     One coordinate of its stream is kept for "an answer was just given": the answers' embeddings have it, nothing else
     writes to it, and the end-of-text logit reads it.
     """
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from libmoe.data import load_tokenizer
-
-    tokenizer = load_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.add_tokens(ANSWERS)
-    answers = tokenizer.convert_tokens_to_ids(ANSWERS)
-    end = tokenizer.eos_token_id
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=2048, eos_token_id=end, bos_token_id=end, pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
+    def answering(model: Any, tokenizer: Any) -> None:
+        answers, end = tokenizer.convert_tokens_to_ids(ANSWERS), tokenizer.eos_token_id
         language = model.model.language_model
         for layer in language.layers:
             layer.self_attn.o_proj.weight[0] = 0
@@ -159,25 +128,14 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.model.multi_modal_projector.linear_2.bias[0] = 0
         language.embed_tokens.weight[:, 0] = 0
         language.embed_tokens.weight[answers, 0] = 100
-        chosen = torch.randn(len(answers), 32, generator=torch.Generator().manual_seed(0))
+        chosen = torch.randn(len(answers), WIDTH, generator=torch.Generator().manual_seed(0))
         chosen[:, 0] = 0
         model.lm_head.weight.zero_()
         model.lm_head.weight[answers] = chosen
         model.lm_head.weight[end, 0] = 50
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-        ),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT,
-    )
+
     folder = tmp_path_factory.mktemp("models") / "llava"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_llava(folder, 28, words=ANSWERS, positions=2048, chat=CHAT, edit=answering)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from libmoe.data.vision.images import to_pixels
 from libmoe.data.vision.rows import Conversation
 from libmoe.data.vision.template import ChatEncoder, TooLongError
 from libmoe.data.vision.tokens import padding_id
-from libmoe.eval.heldout import evaluating, token_nll
+from libmoe.eval.heldout import evaluating, summed, token_nll
 
 
 class HeldRows:
@@ -67,13 +67,7 @@ class HeldRows:
             for task, batches in self.windows.items():
                 bits = [b / math.log(2) for batch in batches for b in token_nll(model, batch).double().sum(1).tolist()]
                 found[task] = [list(pair) for pair in zip(bits, map(float, self._bytes[task]), strict=True)]
-        totals = {task: (sum(b for b, _ in rows), sum(n for _, n in rows)) for task, rows in found.items()}
-        return {
-            "bits_per_byte": sum(b for b, _ in totals.values()) / sum(n for _, n in totals.values()),
-            "domains": {task: b / n for task, (b, n) in totals.items()},
-            "windows": found,
-            "window_documents": {task: [*range(len(rows))] for task, rows in found.items()},
-        }
+        return summed(found, {task: [*range(len(rows))] for task, rows in found.items()})
 
     def _collated(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         length = padded_length(np.array([len(row.ids) for row in rows]))
