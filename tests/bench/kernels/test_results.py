@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,32 @@ def profile(tmp_path: Path, quick_ceiling: None) -> Profile:
     return Profile(tmp_path, cases, select(list(SMALL_RUN)), budget=0.01)
 
 
-def test_results_are_on_disk_after_each_case_and_read_back_equal(profile: Profile) -> None:
-    for number, case in enumerate(profile.run(), start=1):
-        stored = json.loads((profile.folder / "profile.json").read_text())
-        assert stored["complete"] == (number == 2) and len(stored["cases"]) == number
-        assert stored["cases"][-1] == json.loads(json.dumps(case))
+def test_results_are_on_disk_after_each_case_and_read_back_equal(finished: Profile) -> None:
+    """The fixture has looked after each case."""
+    stored = json.loads((finished.folder / "profile.json").read_text())
+    assert stored["complete"] and len(stored["cases"]) == 2
     assert stored["machine"]["threads"] == torch.get_num_threads() and stored["machine"]["date"]
     assert stored["machine"]["packages"]["torch"] == torch.__version__
     assert stored["settings"]["routings"] == FRESH and stored["ceilings"]["fp32"]["flops_per_second"] == 1e10
-    assert not list(profile.folder.glob(".*")), "a temporary file is left"
+    assert not list(finished.folder.glob(".*")), "a temporary file is left"
 
 
-def test_the_pictures_and_the_table_are_written(profile: Profile) -> None:
-    list(profile.run())
-    written = {path.name: path for path in profile.publish()}
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """One that was run to its end, which several tests look at."""
+    cases = [Case(TINY, step, "fp32", "random") for step in ("forward", "training")]
+    profile = Profile(tmp_path_factory.mktemp("profile"), cases, select(list(SMALL_RUN)), budget=0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("libmoe.bench.kernels.run.measure_ceiling", lambda device, dtype: CEILING)
+        for number, case in enumerate(profile.run(), start=1):
+            stored = json.loads((profile.folder / "profile.json").read_text())
+            assert stored["complete"] == (number == 2) and len(stored["cases"]) == number
+            assert stored["cases"][-1] == json.loads(json.dumps(case))
+    return profile
+
+
+def test_the_pictures_and_the_table_are_written(finished: Profile) -> None:
+    written = {path.name: path for path in finished.publish()}
     assert set(written) == {"profile.json", "profile.md", "roofline.png", "speedup.png"}
     for name in ("roofline.png", "speedup.png"):
         assert written[name].read_bytes().startswith(b"\x89PNG") and written[name].stat().st_size > 5000
@@ -69,9 +82,10 @@ def test_without_matplotlib_there_are_no_pictures(profile: Profile, monkeypatch:
     assert [path.name for path in profile.publish()] == ["profile.json", "profile.md"]
 
 
-def test_results_are_not_overwritten_by_accident(profile: Profile) -> None:
-    list(profile.run())
-    again = (profile.folder, profile.cases, profile.present)
+def test_results_are_not_overwritten_by_accident(finished: Profile, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    again = (copy, finished.cases, finished.present)
     with pytest.raises(ConfigError, match=r"already holds profile\.json.*--overwrite"):
         Profile(*again, budget=0.01)
     Profile(*again, budget=0.01, overwrite=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fused_results import FUSED, assert_same_bits, results
+from fused_results import FUSED, assert_same_bits, plain_results, results
 from libmoe.ops.cpu import layout as layout_module
 from libmoe.ops.cpu import padded
 from libmoe.ops.cpu.compiled import compiled as compiled_passes
-from libmoe.testing.backend_cases import Case, by_columns, ffn_cases, many_rows, to_experts, top_k
+from libmoe.testing.backend_cases import by_columns, ffn_cases, many_rows, to_experts, top_k
 from libmoe.testing.backends import BackendProbe
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -147,11 +147,6 @@ def test_tensors_that_are_more_than_data_take_the_composed_path() -> None:
     torch.testing.assert_close(y.as_subclass(Tensor), case.compute(FUSED, leaves), rtol=1e-5, atol=1e-5)
 
 
-def in_a_worker(case: Case) -> dict[str, Tensor]:
-    """Output and gradients as plain tensors, which can be sent to another process."""
-    return {name: values.detach() for name, values in results(case).items()}
-
-
 @pytest.mark.parametrize("start", multiprocessing.get_all_start_methods())
 def test_it_works_in_a_worker_however_that_was_started(start: str, threads: Callable[[int], None]) -> None:
     """A forked one inherits a pool of threads that did not survive the fork."""
@@ -159,7 +154,7 @@ def test_it_works_in_a_worker_however_that_was_started(start: str, threads: Call
     case = many_rows()
     expected = results(case)  # the team of this process exists from here on
     with multiprocessing.get_context(start).Pool(1, torch.set_num_threads, (1,)) as pool:
-        found = pool.apply_async(in_a_worker, (case,)).get(timeout=120)
+        found = pool.apply_async(plain_results, (case,)).get(timeout=120)
     assert found.keys() == expected.keys()
     for name, values in found.items():
         torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-4, equal_nan=True)
