@@ -153,7 +153,7 @@ class EnoughError(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["local", "ray"])
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_what_a_callback_raises_comes_through_after_the_cells_have_saved(
     name: str, mini: Mini, misfits: Path, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_what_is_done_is_not_run_again_and_needs_no_cluster(mini: Mini, tmp_path
     assert (out / "dense-s0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_machines_that_do_not_see_the_folder_send_their_files(
     mini: Mini,
     orphan: Path,

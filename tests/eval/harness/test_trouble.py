@@ -142,6 +142,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_ten_thousand_samples_stream_in_bounded_memory(task_files: Callable, tmp_path: Path) -> None:
     folder = task_files(count=10_000)
     source = str(Path(__file__).parents[3] / "src")
