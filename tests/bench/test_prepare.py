@@ -97,8 +97,11 @@ def test_a_grid_trains_the_model_that_it_starts_from_once(tmp_path: Path) -> Non
         run_grid(load_grid(tmp_path / "grid.yaml"), tmp_path / "out", say=said.append, live=False)
 
     run()
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [row["status"] for row in rows] == ["ok", "ok"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["status"] for row in results["rows"]] == ["ok", "ok"]
+    (stage,) = results["protocol"]["stages"]
+    assert (stage["run"], stage["trains"], stage["steps"]) == (str(dense), None, 2)
+    assert stage["train_seconds"] > 0 and stage["peak_memory_bytes"] > 0 and stage["bits_per_byte"] > 0
     first = json.loads((tmp_path / "out" / "smoe-s0" / "metrics.jsonl").read_text().splitlines()[0])
     same = json.loads((tmp_path / "out" / "dense-s0" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(same["loss"], abs=1e-5), "upcycled and dense start from one model"

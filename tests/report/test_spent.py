@@ -16,6 +16,7 @@ from libmoe.report import summarise
 from libmoe.report.csvs import csvs
 from libmoe.report.pareto import AXES, error_bar, frontier
 from libmoe.report.scatter import stairs
+from libmoe.report.sections.costs import ledger
 
 Spoil = Callable[..., Path]
 
@@ -51,6 +52,18 @@ def test_a_failed_cell_costs_what_it_got_through(spoiled: Spoil) -> None:
     assert (summary["ledger"]["failed"], summary["ledger"]["unknown"]) == (1, 0)
     metrics.unlink()
     assert summarise(folder)["ledger"]["unknown"] == 1
+
+
+def test_what_all_start_from_is_told_and_not_summed(grid_dir: Path, spoiled: Spoil) -> None:
+    def staged(results: dict[str, Any]) -> None:
+        stage = {"name": "stage-1", "run": "runs/stage-1", "trains": ["connector"], "train_seconds": 90.0, "steps": 400}
+        results["protocol"]["stages"] = [stage]
+
+    before, summary = summarise(grid_dir), summarise(spoiled(staged))
+    assert summary["ledger"] == before["ledger"]
+    shown = "".join(str(part) for part in ledger(summary))
+    assert "stage-1" in shown and "connector" in shown and "90.0 s" in shown
+    assert "start from" not in "".join(str(part) for part in ledger(before))
 
 
 def method(name: str, score: float, cost: float, causal: bool = True) -> dict[str, Any]:

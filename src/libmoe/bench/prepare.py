@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from libmoe.bench.cell import CellSpec
 from libmoe.bench.origin import origin_of
@@ -16,18 +17,31 @@ from libmoe.train.recipe import Recipe, load_recipe
 Run = Callable[[Sequence[CellSpec]], dict[str, Row]]
 
 
-def prepare(wanted: Sequence[Prepared], plugins: Sequence[str], threads: int, run: Run) -> None:
+COSTS = (
+    "total_params", "steps", "tokens", "train_flops", "train_seconds", "tokens_per_second", "peak_memory_bytes",
+    "bits_per_byte",
+)  # fmt: skip
+"""Of the row of a run that others start from: what a comparison tells of it."""
+
+
+def prepare(
+    wanted: Sequence[Prepared], plugins: Sequence[str], threads: int, run: Run
+) -> list[dict[str, Any]]:
     """Train what is not there yet, in order; those that do not start from one another run at once.
 
     Args:
         run: trains and evaluates cells, all but those that are done; returns their rows by run folder.  Cells that
             were handed over to another system have none: what starts from them is not run then.
 
+    Returns:
+        What each run trained and what that cost, in order, as far as they are over.
+
     Raises:
         ConfigError: a recipe is wrong, or was begun as another one.
         LibMoEError: one failed.
     """
     left = [(Path(item.out), load_recipe(item.recipe, item.set)) for item in wanted]
+    told: list[dict[str, Any]] = []
     while left:
         wave = [(out, recipe) for out, recipe in left if not any(_starts_from(recipe, other) for other, _ in left)]
         if not wave:
@@ -36,10 +50,14 @@ def prepare(wanted: Sequence[Prepared], plugins: Sequence[str], threads: int, ru
         rows = run(specs)
         for spec in specs:
             if spec.run_dir not in rows:
-                return
-            if rows[spec.run_dir]["status"] != "ok":
-                raise LibMoEError(f"{spec.run_dir}, which others start from, failed: {rows[spec.run_dir]['error']}")
+                return told
+            row = rows[spec.run_dir]
+            if row["status"] != "ok":
+                raise LibMoEError(f"{spec.run_dir}, which others start from, failed: {row['error']}")
+            costs = {name: row[name] for name in COSTS if name in row}
+            told.append({"name": spec.label, "run": spec.run_dir, "trains": spec.recipe.train.trainable} | costs)
         left = [item for item in left if item not in wave]
+    return told
 
 
 def _starts_from(recipe: Recipe, run: Path) -> bool:

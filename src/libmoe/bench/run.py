@@ -84,11 +84,11 @@ def run_grid(
             left.extend(spec for spec in cells if spec.run_dir not in rows)
             return rows
 
-        prepare(grid.prepare, files, executor.threads, train_first)
+        stages = prepare(grid.prepare, files, executor.threads, train_first)
         if left:
             return left
         sizes = _sizes(grid, folder, executor.threads, say)
-        protocol = describe_protocol(grid, sizes)
+        protocol = describe_protocol(grid, sizes) | {"stages": stages}
 
         def begin() -> None:
             claim(folder, whole)

@@ -11,7 +11,8 @@ from libmoe.report.pareto import AXES, Axis, frontier, shown
 from libmoe.report.scatter import scatter
 from libmoe.report.sections.frame import NARROW, WIDE, both, missing, note, tall
 from libmoe.report.svg import name_of, swatch
-from libmoe.report.table import Cell, cost_cells, name_cell, table
+from libmoe.report.table import FORMATS, Cell, cost_cells, name_cell, table
+from libmoe.report.values import number
 
 
 def pareto(summary: Summary) -> list[object]:
@@ -78,8 +79,40 @@ def ledger(summary: Summary) -> list[object]:
                 Cell(si(saved), saved, "num"),
             ]
         )
+    before = _stages(summary["protocol"].get("stages"))
     foot = [Cell("Everything"), *[Cell("")] * (len(heads) - 4), *_spent(spent), Cell("")]
-    return [table(heads, rows, "What each method costs", foot), el("p", *_sum(spent))]
+    return [*before, table(heads, rows, "What each method costs", foot), el("p", *_sum(spent))]
+
+
+def _stages(stages: Any) -> list[object]:
+    """The runs that all methods start from; they are in no sum, since another comparison may have paid for them."""
+    if not isinstance(stages, list) or not stages:
+        return []
+    heads = [
+        ("Stage", "a run, trained once, that the ones after it start from"),
+        ("Trains", "parts of the model; the others are frozen"),
+        ("Parameters", "in all"),
+        ("Bits/byte", "held-out"),
+        *[(title, "of the run") for title in ("Steps", "Tokens", "Train FLOPs", "Time")],
+        ("Tokens/s", "measured while training"),
+        ("Peak memory", "measured while training"),
+    ]
+    rows = []
+    for stage in stages:
+        told = {name: number(stage.get(name)) for name in (*FORMATS, "bits_per_byte")}
+        trains = ", ".join(map(str, stage.get("trains") or ["everything"]))
+        bits = told["bits_per_byte"]
+        rows.append(
+            [
+                Cell(str(stage.get("name")), str(stage.get("name"))),
+                Cell(trains, trains),
+                *cost_cells(told, "total_params"),
+                Cell(MISSING if bits is None else f"{bits:.3f}", bits, "num"),
+                *cost_cells(told, "steps", "tokens", "train_flops", "train_seconds"),
+                *cost_cells(told, "tokens_per_second", "peak_memory_bytes"),
+            ]
+        )
+    return [table(heads, rows, "What all methods start from (not in the sums below)")]
 
 
 def _tuning(tuning: dict[str, Any]) -> list[Cell]:
