@@ -48,6 +48,9 @@ quickstart: $(RUN_READY)  ## set up, then train, compare and evaluate small mode
 
 vlm: $(RUN_READY) $(VENV)/.ready-encoder  ## set up, then upcycle and compare small vision-language models on two encoders
 	$(VENV)/bin/python tools/pretrained_encoder.py $(CHECKPOINTS) runs/encoders/dinov2-small
+	$(VENV)/bin/python tools/scene_encoder.py runs/encoders/dinov2-scenes --start runs/encoders/dinov2-small \
+		--layers 3 --steps 120 --batch 32 --lr 3e-4
+	$(VENV)/bin/python tools/scene_encoder.py runs/encoders/siglip-scenes --steps 600
 	$(VENV)/bin/libmoe bench vlm-mini-dinov2 $(ARGS)
 	$(VENV)/bin/libmoe bench vlm-mini-siglip $(ARGS)
 	$(VENV)/bin/libmoe study runs/vlm-mini-dinov2 runs/vlm-mini-siglip --out runs/vlm-mini

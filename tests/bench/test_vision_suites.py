@@ -20,6 +20,10 @@ from libmoe.train.recipe import load_recipe
 
 FIVE = ["smoe", "xmoe", "sigmoid", "hyper-router", "perturbed-cosine"]
 SMALL = {"hidden_size": 96, "num_attention_heads": 4, "image_size": 56}
+ENCODERS = {
+    "siglip": VisionConfig(None, "siglip_vision_model", num_hidden_layers=4, extra={"vision_use_head": False}, **SMALL),
+    "dinov2": VisionConfig(None, "dinov2", num_hidden_layers=3, **SMALL),
+}
 
 
 @pytest.fixture(params=["siglip", "dinov2"])
@@ -27,12 +31,11 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """The name of an encoder, and an untrained model of its stage 2."""
     language = build_model(load_recipe("vlm-language"), 2048)
     save(language, tmp_path / "language")
-    changes = [f"backbone.checkpoint={tmp_path / 'language'}"]
-    if request.param == "dinov2":
-        encoder = build_encoder(VisionConfig(None, "dinov2", num_hidden_layers=6, **SMALL))
-        encoder.save_pretrained(tmp_path / "encoder")
-        changes.append(f"backbone.vision.checkpoint={tmp_path / 'encoder'}")
-    recipe = load_recipe(f"vlm-{request.param}-1", changes)
+    build_encoder(ENCODERS[request.param]).save_pretrained(tmp_path / "encoder")
+    recipe = load_recipe(
+        f"vlm-{request.param}-1",
+        [f"backbone.checkpoint={tmp_path / 'language'}", f"backbone.vision.checkpoint={tmp_path / 'encoder'}"],
+    )
     model = build_model(recipe, *tokens_of(recipe))
     save(model, tmp_path / "model")
     return request.param, tmp_path / "model"

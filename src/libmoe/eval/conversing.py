@@ -31,7 +31,7 @@ def validation_rows(recipe: Recipe) -> HeldRows:
     """
     config = _config(recipe.data)
     layout = image_layout(recipe.backbone.vision, recipe.backbone.checkpoint)
-    wanted = recipe.eval.validation_windows * (1 if config.captions else len(TASKS))
+    wanted = recipe.eval.validation_windows * (1 if config.captions == "alone" else len(TASKS))
     return _rows("validation", layout, recipe.data, wanted, recipe.eval.batch_size)
 
 
@@ -51,8 +51,8 @@ def heldout_conversations(
     """
     config, number, size = _config(data), evaluation.windows_per_domain, evaluation.batch_size
     layout = layout_of(model, str(folder))
-    if config.source != "scenes" or config.captions:
-        wanted = number * (1 if config.captions else len(TASKS))
+    if config.source != "scenes" or config.captions == "alone":
+        wanted = number * (1 if config.captions == "alone" else len(TASKS))
         held = _rows("test", layout, data, wanted, size)
         return held, held.encoder.tokenizer, f"{config.source}:{config.captions}:{wanted}:{layout.tokens}"
     encoder, processor = _reader(layout, data, config)
@@ -70,7 +70,7 @@ def conversation_facts(recipe: Recipe) -> dict[str, Any]:
     return {
         "data": config.source,
         "data_fingerprint": rows.fingerprint,
-        "domains": list(config.tasks or TASKS) if scenes and not config.captions else [],
+        "domains": list(config.tasks or TASKS) if scenes and config.captions != "alone" else [],
         "licences": {name: facts["licence"] for name, facts in manifest()["packages"].items()} if scenes else {},
         "unigram_bits_per_byte": None,
         "unigram_by_domain": {},

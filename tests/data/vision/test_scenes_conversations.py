@@ -13,10 +13,12 @@ from PIL import Image
 
 from libmoe.core.errors import ConfigError
 from libmoe.data.vision.llava_rows import parse_row
+from libmoe.data.vision.rows import Turn
 from libmoe.data.vision.scenes import TASKS, SceneConversations, export
 from libmoe.data.vision.scenes.__main__ import main
 from libmoe.data.vision.scenes.conversations import RULES
 from libmoe.data.vision.scenes.things import POPULARITY, trained
+from libmoe.data.vision.scenes.wording import DESCRIBE, caption
 
 FIRST_ROWS = {1: "c3a5a40be32ca60941432ce0966e6f9080eb45cdf7a258b4f2920146e8d1f94b"}
 """By :data:`RULES`: SHA-256 of the first 50 rows."""
@@ -50,10 +52,11 @@ def test_the_fingerprint_tells_all_settings_apart():
     others = [
         replace(source, **change)
         for change in (
-            {"split": "validation"}, {"seed": 1}, {"size": 84}, {"tasks": TASKS[:3]}, {"captions": True}, {"number": 9},
+            {"split": "validation"}, {"seed": 1}, {"size": 84}, {"tasks": TASKS[:3]}, {"captions": "alone"},
+            {"captions": "last"}, {"number": 9},
         )
     ]  # fmt: skip
-    assert len({s.fingerprint for s in [source, *others]}) == 7
+    assert len({s.fingerprint for s in [source, *others]}) == 8
     assert source.fingerprint == SceneConversations().fingerprint
 
 
@@ -111,12 +114,21 @@ def test_tasks_can_be_chosen():
         "What is written?", "Which text can be read?", "What is the sum of the two numbers?",
         "How much are the two numbers together?",
     }  # fmt: skip
-    assert SceneConversations(captions=True, number=1).row(0).task == "caption"
+    assert SceneConversations(captions="alone", number=1).row(0).task == "caption"
+
+
+def test_a_caption_can_follow_the_questions():
+    asked, described = SceneConversations(number=20), SceneConversations(captions="last", number=20)
+    for number in range(20):
+        before, after = asked.row(number), described.row(number)
+        assert after.turns[:-1] == before.turns and after.task == before.task
+        assert after.turns[-1] == Turn(DESCRIBE, caption(asked.scene(number)))
 
 
 def test_impossible_settings_are_one_line():
     for settings, message in [
         ({"split": "test"}, "unknown split of scenes for training 'test'"),
+        ({"captions": "first"}, "unknown captions of scenes 'first'"),
         ({"tasks": ("counts",)}, "did you mean 'count'"),
         ({"tasks": ()}, "choose from: existence"),
         ({"size": 30}, "at least 56"),
@@ -142,7 +154,7 @@ def test_the_command_writes_files_and_names_what_is_wrong(tmp_path, monkeypatch,
         monkeypatch.setattr(sys, "argv", ["scenes", str(tmp_path / "out"), *arguments])
         main()
 
-    run("--split", "validation", "--number", "3", "--captions", "--size", "84")
+    run("--split", "validation", "--number", "3", "--captions", "alone", "--size", "84")
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "conversations.json")
     records = json.loads((tmp_path / "out" / "conversations.json").read_text(encoding="utf-8"))
     assert [r["conversations"][0]["value"] for r in records] == ["<image>\nDescribe the image."] * 3

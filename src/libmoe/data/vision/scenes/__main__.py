@@ -7,6 +7,7 @@ import sys
 
 from libmoe.core.errors import LibMoEError
 from libmoe.data.vision.scenes import SIZE, TASKS, SceneConversations, export
+from libmoe.data.vision.scenes.conversations import CAPTIONS
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of an image along both axes")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="what is asked about; all by default")
-    parser.add_argument("--captions", action="store_true", help="describe each image instead")
+    parser.add_argument("--captions", default="none", choices=CAPTIONS, help="describe each image, alone or last")
     given = vars(parser.parse_args())
     out = given.pop("out")
     try:

@@ -24,6 +24,8 @@ TASKS = tuple(ASKERS)
 
 SPLITS = ("train", "validation")
 
+CAPTIONS = ("none", "alone", "last")
+
 RULES = 1
 """Raised when the same settings come to give other rows."""
 
@@ -39,7 +41,8 @@ class SceneConversations:
         split: ``train``, or ``validation`` for the loss on other compositions of the same things.
         size: of images, in px along both axes.
         tasks: what is asked about; all of :data:`TASKS` by default.
-        captions: one turn a row, which describes the image: for the alignment of a projector.
+        captions: descriptions of the image: ``none``; ``alone``, one turn a row, for the alignment of a projector; or
+            ``last``, after the questions, where it tells no answer and names all that is seen.
         number: of rows.
 
     Raises:
@@ -50,12 +53,14 @@ class SceneConversations:
     seed: int = 0
     size: int = SIZE
     tasks: Sequence[str] = TASKS
-    captions: bool = False
+    captions: str = "none"
     number: int = 50_000
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise unknown("split of scenes for training", self.split, SPLITS)
+        if self.captions not in CAPTIONS:
+            raise unknown("captions of scenes", self.captions, CAPTIONS)
         check_tasks(self.tasks)
         check_size(self.size)
         if self.number < 1:
@@ -67,12 +72,13 @@ class SceneConversations:
     def row(self, number: int) -> Conversation:
         """Raises IndexError for a number beyond the last row."""
         task, scene, turns = self._made(number)
-        (first, *others) = [Turn(DESCRIBE, caption(scene))] if self.captions else turns
+        described = [] if self.captions == "none" else [Turn(DESCRIBE, caption(scene))]
+        (first, *others) = described if self.captions == "alone" else [*turns, *described]
         return Conversation(
             name=f"{self.split}-{self.seed}-{number}",
             turns=[Turn(f"{IMAGE}\n{first.question}", first.answer), *others],
             image=partial(draw, scene, self.size),
-            task="caption" if self.captions else task,
+            task="caption" if self.captions == "alone" else task,
         )
 
     def scene(self, number: int) -> Scene:
