@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from comparable import comparable
 from libmoe.bench import Grid, load_grid
 from libmoe.bench.cell import CellSpec, run_cell
 from libmoe.bench.match import Matched, match_sizes, measure
@@ -103,8 +104,9 @@ def test_a_suite_opens_with_its_question_its_command_and_its_cost(name: str) -> 
 
 
 def test_every_method_is_in_the_mini_suite() -> None:
-    """A method that is added to the package and not to the suite fails here."""
+    """A method that is added to the package and not to the suite fails here, unless text alone does not train it."""
     shipped = {name for name in METHODS if METHODS.get(name).__module__.startswith("libmoe.methods.")}
+    shipped = {name for name in shipped if comparable(name)}
     assert {entry.method for entry in load_grid("libmoe-lm-mini").entries} == shipped
 
 

@@ -66,3 +66,30 @@ def test_counts_hold_no_graph(llama: Callable) -> None:
     with options(statistics=statistics):
         llama()(IDS)
     assert not statistics.seen[0].count_N.requires_grad
+
+
+def test_further_sums_are_gathered_by_layer_and_forgotten_with_the_counting_pass() -> None:
+    statistics = StepStatistics()
+    for value in (1.0, 2.0):
+        statistics.add_sum(1, "inputs", torch.full((3,), value, requires_grad=True))
+        statistics.add_sum(0, "inputs", torch.full((2,), value))
+        statistics.add_sum(0, "others", torch.ones(1))
+    found = statistics.reduced_sums("inputs")
+    assert {layer: value.tolist() for layer, value in found.items()} == {0: [3.0, 3.0], 1: [3.0, 3.0, 3.0]}
+    assert not found[1].requires_grad
+    statistics.begin_counting()
+    statistics.add_sum(0, "inputs", torch.ones(2))
+    statistics.end_counting()
+    assert not statistics.sums
+    statistics.add_sum(0, "inputs", torch.ones(2))
+    statistics.reset()
+    assert not statistics.reduced_sums("inputs")
+
+
+def test_mean_losses_are_numerators_over_denominators() -> None:
+    statistics = StepStatistics()
+    for numerator, denominator in ((3.0, 2.0), (5.0, 2.0)):
+        statistics.add_loss(0, "z", torch.tensor(numerator), torch.tensor(denominator))
+    statistics.add_loss(1, "z", torch.tensor(1.0), torch.tensor(4.0))
+    assert statistics.mean_losses() == {(0, "z"): 2.0, (1, "z"): 0.25}
+    assert StepStatistics().mean_losses() == {}

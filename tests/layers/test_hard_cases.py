@@ -43,7 +43,7 @@ def test_a_loss_can_use_the_gradient_of_the_main_loss_token_by_token():
     class ConflictLoss(Loss):
         name = "conflict"
 
-        def attach_to(self, y_TD, routing, ctx):
+        def attach_to(self, y_TD, routing, ctx, call):
             return PushAway.apply(y_TD, routing.logits_TN)
 
     layer = MoELayer(router(), experts(), losses=[ConflictLoss(1.0)])

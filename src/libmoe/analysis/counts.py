@@ -55,6 +55,11 @@ class LayerCounts:
     weight_entropy_sum: float = 0.0
     scored: int = 0
 
+    @property
+    def served_N(self) -> Ints:
+        """How often each expert was chosen and then ran: its effective load (arXiv 2105.15082 §3.1)."""
+        return self.load_N - self.dropped_N
+
     def __post_init__(self) -> None:
         n = self.num_experts
         self.load_N, self.dropped_N, self.first_N = (np.zeros(n, np.int64) for _ in range(3))

@@ -22,9 +22,10 @@ Three properties matter more than they look:
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -32,70 +33,18 @@ from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError, TrainingError
 from libmoe.core.main_loss import LossGradient, note_main_loss
+from libmoe.core.options import Options, Recorder, current_options, options  # noqa: F401 - context.options() is public
 from libmoe.core.seeding import derive_seed
 from libmoe.core.tokens import Tokens, named_inputs, targets
 
 if TYPE_CHECKING:
     from libmoe.core.interventions import Intervention
     from libmoe.core.routing import Routing
-    from libmoe.core.statistics import StepStatistics
 
 T_ = TypeVar("T_")
-Recorder = Callable[["LayerContext", "Routing"], None]
 
 
-@dataclass(frozen=True)
-class Options:
-    """Ambient options of a forward pass; see :func:`options` for their meaning."""
-
-    side: dict[str, Tensor] = field(default_factory=dict)
-    interventions: tuple[Intervention, ...] = ()
-    recorders: tuple[Recorder, ...] = ()
-    statistics: StepStatistics | None = None
-    totals: dict[str, float] = field(default_factory=dict)
-    loss_scale: float = 1.0
-    step: int = 0
-    total_steps: int = 0
-    stage: str = ""
-
-
-_OPTIONS: ContextVar[Options] = ContextVar("libmoe_options", default=Options())  # noqa: B039 - it is frozen
 _CURRENT: ContextVar[ForwardContext | None] = ContextVar("libmoe_context", default=None)
-
-
-@contextlib.contextmanager
-def options(
-    *, side: dict[str, Tensor] | None = None, interventions: Any = (), recorders: Any = (), **values: Any
-) -> Iterator[Options]:
-    """Add ambient options to every forward pass inside the ``with`` block; blocks nest and add up.
-
-    Args:
-        side: named tensors ``[B, L]`` or ``[B]`` for routers that need them (``domain``, ``task``,
-            ``language``, ``modality``, ``timestep``, ...).
-        interventions: edits of scores, selections or plans (:mod:`libmoe.core.interventions`).
-        recorders: callables ``(LayerContext, Routing) -> None``, called once per layer and forward.
-        statistics: a :class:`~libmoe.core.statistics.StepStatistics` that gathers the load of each layer.
-        totals: denominators of the optimiser step by unit (``token``, ``sequence``; ``item`` for images and the like
-            that encoders inside the model read), already divided by the number of ranks that average gradients.
-            The loop then answers for the scale of attached losses.  Without totals each forward is its own batch,
-            and attached losses are scaled like the model's loss.
-        loss_scale: factor for attached losses when there are totals, or when the loop computes the main loss
-            itself and scales it before backward.
-        step, total_steps, stage: where training is.
-    """
-    old = _OPTIONS.get()
-    new = replace(
-        old,
-        side=old.side | (side or {}),
-        interventions=old.interventions + tuple(interventions),
-        recorders=old.recorders + tuple(recorders),
-        **values,
-    )
-    token = _OPTIONS.set(new)
-    try:
-        yield new
-    finally:
-        _OPTIONS.reset(token)
 
 
 class ForwardContext:
@@ -106,17 +55,19 @@ class ForwardContext:
         targets: what the model's own loss predicts, ``[B, <= L]`` with -100 for nothing, or ``None``.
         items_in_batch: number of targets of the whole optimiser step, if the loop passes it to the model.
         routings: by layer index, as far as the forward pass has come.
+        shared: what a part of the model has decided for all layers of this forward pass, by name.
         loss_gradient: what backward multiplies attached losses by.
         recomputing: activation checkpointing runs a part of the forward pass again.
     """
 
     def __init__(self, inputs: Mapping[str, Any] | None = None, opts: Options | None = None) -> None:
         inputs = inputs or {}
-        self.options = opts if opts is not None else _OPTIONS.get()
+        self.options = opts if opts is not None else current_options()
         self.tokens = Tokens.of(inputs)
         self.targets: Tensor | None = None
         self.items_in_batch = inputs.get("num_items_in_batch")
         self.routings: dict[int, Routing] = {}
+        self.shared: dict[str, Any] = {}
         self.loss_gradient = LossGradient(self.options.loss_scale)
         self.recomputing = False
         self._running: list[tuple[nn.Module, Tokens | None]] = []  # models entered, with the tokens outside
@@ -132,8 +83,11 @@ class ForwardContext:
             self._seed = int(torch.randint(2**31 - 1, (1,)).item())
         return self._seed
 
-    def layer(self, index: int, batch_shape: tuple[int, ...], training: bool) -> LayerContext:
-        """The view of MoE layer ``index``, whose hidden states are ``[*batch_shape, D]``."""
+    def layer(self, index: int, batch_shape: tuple[int, ...], training: bool, parts: int = 1) -> LayerContext:
+        """The view of MoE layer ``index``, whose hidden states are ``[*batch_shape, D]``.
+
+        ``parts``: so many consecutive ones are parts of one token of the model.
+        """
         call = self._calls.get(index, 0)
         self._calls[index] = call + 1
         if not self.recomputing:
@@ -141,7 +95,7 @@ class ForwardContext:
             previous = self.routings[max(earlier)] if earlier else None
             self._tokens_of_layer[index] = self.tokens
             self._surroundings[index, call] = (self.tokens, previous)
-        return LayerContext(self, index, batch_shape, training, call)
+        return LayerContext(self, index, batch_shape, training, call, parts)
 
 
 class LayerContext:
@@ -152,15 +106,23 @@ class LayerContext:
         batch_shape: ``(B, L)`` of the hidden states that were flattened to T = B * L tokens.
         training: whether the layer is in training mode.
         call: how often this forward pass has called the layer before.
+        parts: how many of the layer's tokens are parts of one token of the model, consecutive ones; all that is
+            known about the token goes for each of its parts.
         tokens: inputs about the tokens, as the (sub)model around the layer was given them.
         previous: routing of the nearest earlier MoE layer over the same tokens, or ``None`` for the first.
     """
 
     def __init__(
-        self, forward: ForwardContext, index: int, batch_shape: tuple[int, ...], training: bool, call: int = 0
+        self,
+        forward: ForwardContext,
+        index: int,
+        batch_shape: tuple[int, ...],
+        training: bool,
+        call: int = 0,
+        parts: int = 1,
     ) -> None:
         self.forward = forward
-        self.index, self.call = index, call
+        self.index, self.call, self.parts = index, call, parts
         self.batch_shape = batch_shape if len(batch_shape) == 2 else (1, int(torch.Size(batch_shape).numel()))
         self.training = training
         self.tokens, self.previous = forward._surroundings.get((index, call), (forward.tokens, None))
@@ -168,12 +130,15 @@ class LayerContext:
     # -- token-level inputs ------------------------------------------------------------------------------
     def _flat(self, matrix: Tensor | None) -> Tensor | None:
         """Last L columns of a ``[B, >= L]`` matrix, flattened; ``None`` when it is not about these tokens."""
-        batch, length = self.batch_shape
+        batch, length = self.batch_shape[0], self.batch_shape[1] // self.parts
         if matrix is None or matrix.shape[1] < length:
             return None
         if matrix.shape[0] == 1 and batch > 1:
             matrix = matrix.expand(batch, -1)
-        return matrix[:, matrix.shape[1] - length :].reshape(-1) if matrix.shape[0] == batch else None
+        if matrix.shape[0] != batch:
+            return None
+        flat = matrix[:, matrix.shape[1] - length :].reshape(-1)
+        return flat if self.parts == 1 else flat.repeat_interleave(self.parts)
 
     @property
     def mask_T(self) -> Tensor | None:
@@ -203,6 +168,10 @@ class LayerContext:
     @property
     def sequence_T(self) -> Tensor:
         """int64 ``[T]``: a number for each sequence; documents packed in a row (positions restart) differ."""
+        if self.parts > 1:
+            whole = copy.copy(self)
+            whole.parts, whole.batch_shape = 1, (self.batch_shape[0], self.batch_shape[1] // self.parts)
+            return whole.sequence_T.repeat_interleave(self.parts)
         batch, length = self.batch_shape
         device = next((m.device for m in (self.tokens.mask, self.tokens.ids) if m is not None), None)
         row_T = torch.arange(batch, device=device).repeat_interleave(length)
@@ -266,6 +235,11 @@ class LayerContext:
     # -- interventions -----------------------------------------------------------------------------------
     def _interventions(self) -> list[Intervention]:
         return [i for i in self.forward.options.interventions if i.applies(self)]
+
+    @property
+    def edits_decisions(self) -> bool:
+        """Whether interventions apply to this layer, who may want to see the scores of all experts."""
+        return bool(self._interventions())
 
     def top_k(self, k: int) -> int:
         for edit in self._interventions():

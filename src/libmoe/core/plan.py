@@ -126,11 +126,13 @@ class SparsePlan(Plan):
         )
 
     @classmethod
-    def from_mask(cls, weight_TN: Tensor, mask_TN: Tensor) -> SparsePlan:
+    def from_mask(cls, weight_TN: Tensor, mask_TN: Tensor, kept_TN: Tensor | None = None) -> SparsePlan:
         """Variable-k plan: every ``True`` of ``mask_TN`` is an assignment with the weight at its place."""
         token_A, expert_A = mask_TN.nonzero(as_tuple=True)
         num_tokens, num_experts = mask_TN.shape
-        return cls(token_A, expert_A, weight_TN[token_A, expert_A], num_tokens, num_experts)
+        kept_A = None if kept_TN is None else kept_TN[token_A, expert_A]
+        weight_A = weight_TN[token_A, expert_A]
+        return cls(token_A, expert_A, weight_A, num_tokens, num_experts, kept_A=kept_A)
 
     @cached_property
     def dispatch(self) -> Dispatch:

@@ -19,6 +19,7 @@ class Site:
         path: module path in the model, for messages.
         init_std: standard deviation of the backbone's weight initialisation.
         seed: base seed of this site's initial weights; ``None`` draws from torch's global generator.
+        vocab_size: how many token ids the model knows; ``None`` for one that reads none, or where nobody said.
     """
 
     dim: int
@@ -32,6 +33,7 @@ class Site:
     init_std: float = 0.02
     seed: int | None = None
     out_dim: int | None = None
+    vocab_size: int | None = None
 
     @property
     def out(self) -> int:

@@ -42,12 +42,14 @@ class StepStatistics:
     """Loads by layer index.
 
     ``seen`` grows with each forward of this rank; ``losses`` sums (numerator, denominator) of each auxiliary
-    loss by (layer, name), without coefficient.  ``exact`` holds the loads of the *whole* step when a
+    loss by (layer, name), without coefficient, and ``sums`` whatever else a part of a layer adds up over tokens for
+    a controller.  ``exact`` holds the loads of the *whole* step when a
     counting pass has run before it (:meth:`begin_counting` ... :meth:`end_counting`), by scope.
     """
 
     seen: dict[int, LayerLoad] = field(default_factory=dict)
     losses: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sums: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     exact: dict[str, dict[int, LayerLoad]] = field(default_factory=dict)
     counting: bool = False
 
@@ -62,6 +64,11 @@ class StepStatistics:
             num, den = old_num + num, old_den + den
         self.losses[layer, name] = (num, den)
 
+    def add_sum(self, layer: int, name: str, value: Tensor) -> None:
+        """Add a tensor, of the same shape each time, to what ``layer`` has gathered under ``name`` in this step."""
+        value = value.detach()
+        self.sums[layer, name] = self.sums[layer, name] + value if (layer, name) in self.sums else value
+
     def begin_counting(self) -> None:
         """Start a gradient-free pass over all micro-batches that only counts.
 
@@ -73,12 +80,24 @@ class StepStatistics:
 
     def end_counting(self) -> None:
         self.exact = {"rank": self.seen, "global_batch": {i: load.reduced() for i, load in sorted(self.seen.items())}}
-        self.seen, self.counting = {}, False
+        self.seen, self.sums, self.counting = {}, {}, False
 
     def reduced(self) -> dict[int, LayerLoad]:
         """Loads of this step over all ranks (call on every rank, after the last micro-batch)."""
         return {i: load.reduced() for i, load in sorted(self.seen.items())}
 
+    def reduced_sums(self, name: str) -> dict[int, Tensor]:
+        """The sums called ``name`` by layer, over all ranks (call on every rank)."""
+        return {layer: all_reduce_sum(value) for (layer, other), value in sorted(self.sums.items()) if other == name}
+
+    def mean_losses(self) -> dict[tuple[int, str], float]:
+        """Value of each auxiliary loss of this step by (layer, name), over all ranks (call on every rank)."""
+        keys = sorted(self.losses)
+        if not keys:
+            return {}
+        parts = all_reduce_sum(torch.stack([torch.stack([p.double() for p in self.losses[key]]) for key in keys]))
+        return dict(zip(keys, (parts[:, 0] / parts[:, 1].clamp_min(1e-12)).tolist(), strict=True))
+
     def reset(self) -> None:
         """Forget everything: the optimiser step is over."""
-        self.seen, self.losses, self.exact, self.counting = {}, {}, {}, False
+        self.seen, self.losses, self.sums, self.exact, self.counting = {}, {}, {}, {}, False

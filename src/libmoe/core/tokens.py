@@ -57,3 +57,14 @@ def targets(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
     config = getattr(module, "config", None)
     aligned = getattr(config, "is_encoder_decoder", False) or "MaskedLM" in type(module).__name__
     return labels if aligned else labels[:, 1:]
+
+
+def before_targets(targets: Tensor) -> Tensor:
+    """bool ``[B, L]``: the tokens from which a row's first target is predicted, all of a row without targets.
+
+    Args:
+        targets: ``[B, L]`` as from :func:`targets`: what each token predicts, -100 for nothing.
+    """
+    earlier_BL = (targets != -100).cumsum(1).roll(1, 1)
+    earlier_BL[:, 0] = 0
+    return earlier_BL == 0

@@ -117,6 +117,14 @@ class PackedLoader:
         first, size = shard_rows(self.batch_size, rank, world, micro, num_micro)
         return self._gather(step * self.batch_size + first, size)
 
+    def token_shares(self) -> torch.Tensor:
+        """Share of each token id in the rows of all steps, by the mixture: float64 ``[ids]``, as long as ids go."""
+        ids = max(int(stream.ids.max(initial=-1)) for stream in self._streams) + 1
+        found = np.zeros(ids)
+        for domain, stream in zip(self.domains, self._streams, strict=True):
+            found += self.mixture[domain] * np.bincount(stream.ids, minlength=ids) / max(1, stream.num_tokens)
+        return torch.from_numpy(found)
+
     # --- the rows ---
 
     def _capped(self, unique_tokens: int) -> dict[str, int]:

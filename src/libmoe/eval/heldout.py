@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import libmoe.core.context as context
 from libmoe.core.errors import DataError
 from libmoe.data import TokenizedCorpus, eval_windows, load_corpus, load_tokenizer
-from libmoe.train.step import MODEL_INPUTS, SIDES
+from libmoe.train.step import MODEL_INPUTS, side_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +38,7 @@ def open_data(data: DataConfig, progress: bool = False) -> tuple[TokenizedCorpus
 def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What of a batch the model reads, and the side inputs that routers and recorders may know."""
     inputs = {name: batch[name].to(device) for name in MODEL_INPUTS if name in batch}
-    return inputs, {name: batch[key].to(device) for key, name in SIDES.items() if key in batch}
+    return inputs, {name: value.to(device) for name, value in side_inputs(batch).items()}
 
 
 def token_nll(model: nn.Module, batch: Mapping[str, Tensor], **more: Any) -> Tensor:

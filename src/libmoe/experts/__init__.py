@@ -5,7 +5,11 @@ from libmoe.experts.base import Experts
 from libmoe.experts.ffn import FFN, FFNExperts, SharedExpert
 from libmoe.experts.modules import ModuleExperts
 from libmoe.experts.null import ConstantExperts, CopyExperts, ZeroExperts
+from libmoe.experts.sliced import SlicedExperts
+from libmoe.experts.sublayers import SublayerExperts
+from libmoe.experts.topk_ffn import TopKFFN
 from libmoe.experts.union import UnionExperts
+from libmoe.experts.values import ValueExperts
 
 __all__ = [
     "FFN",
@@ -15,7 +19,11 @@ __all__ = [
     "FFNExperts",
     "ModuleExperts",
     "SharedExpert",
+    "SlicedExperts",
+    "SublayerExperts",
+    "TopKFFN",
     "UnionExperts",
+    "ValueExperts",
     "ZeroExperts",
     "set_backend",
 ]

@@ -21,6 +21,8 @@ class UnionExperts(Experts):
         kinds = list(parts)
         super().__init__(sum(p.num_experts for p in kinds))
         self.parts = nn.ModuleList(kinds)
+        if kinds and hasattr(kinds[0], "out_dim"):
+            self.out_dim = kinds[0].out_dim
 
     def forward_rows(self, x_RD: Tensor, segments: Segments) -> Tensor:
         outputs, first = [], 0

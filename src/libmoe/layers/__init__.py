@@ -1,6 +1,8 @@
 """The MoE layer and wrappers around it."""
 
+from libmoe.layers.mixing import LearnedMix
 from libmoe.layers.moe import MoELayer, moe_layers
+from libmoe.layers.multi_head import MultiHead
 from libmoe.layers.replaced import replaced_forward
 
-__all__ = ["MoELayer", "moe_layers", "replaced_forward"]
+__all__ = ["LearnedMix", "MoELayer", "MultiHead", "moe_layers", "replaced_forward"]

@@ -12,7 +12,7 @@ from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router, Routing
 from libmoe.estimators.base import Estimator
 from libmoe.experts.base import Experts
-from libmoe.losses.base import Loss
+from libmoe.losses.base import LayerCall, Loss
 
 
 class MoELayer(nn.Module):
@@ -24,9 +24,13 @@ class MoELayer(nn.Module):
     Args:
         router, experts: with the same number of experts.
         shared: module ``[T, D] -> [T, D]`` that every token passes, or ``None``.
+        mix: module ``(x_TD, experts' y_TD, shared y_TD) -> y_TD`` that joins the two; ``None`` adds them.
         losses: auxiliary losses; those with coefficient > 0 are attached to the output while training.
         estimator: gradient estimator, or ``None`` for plain gradients.
         index: place among the model's MoE layers, from 0.
+
+    Attributes:
+        parts: how many consecutive hidden states are parts of one token of the model (1: each is a token).
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class MoELayer(nn.Module):
         experts: Experts,
         *,
         shared: nn.Module | None = None,
+        mix: nn.Module | None = None,
         losses: Sequence[Loss] = (),
         estimator: Estimator | None = None,
         index: int = 0,
@@ -44,8 +49,11 @@ class MoELayer(nn.Module):
             raise ConfigError(
                 f"the router chooses among {router.num_experts} experts but there are {experts.num_experts}"
             )
-        self.router, self.experts, self.shared = router, experts, shared
+        if mix is not None and shared is None:
+            raise ConfigError(f"{type(mix).__name__} mixes experts with a shared part, and there is none")
+        self.router, self.experts, self.shared, self.mix = router, experts, shared, mix
         self.losses, self.estimator, self.index = list(losses), estimator, index
+        self.parts = 1
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
         """Decide for ``x_TD``; afterwards later layers and recorders see the routing."""
@@ -59,18 +67,25 @@ class MoELayer(nn.Module):
 
     def execute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """``y_TD``: the routed experts and the shared part."""
-        y_TD = self.experts.execute(x_TD, routing.plan)
-        return y_TD if self.shared is None else y_TD + self.shared(x_TD)
+        return self.with_shared(x_TD, self.experts.execute(x_TD, routing.plan))
+
+    def with_shared(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
+        """The experts' output and the shared part's, which every token passes, dropped ones too."""
+        if self.shared is None:
+            return y_TD
+        shared_TD = self.shared(x_TD)
+        return y_TD + shared_TD if self.mix is None else self.mix(x_TD, y_TD, shared_TD)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
-        ctx = current_or_new().layer(self.index, tuple(hidden_states.shape[:-1]), self.training)
+        ctx = current_or_new().layer(self.index, tuple(hidden_states.shape[:-1]), self.training, self.parts)
         routing = self.route(x_TD, ctx)
         y_TD = self.execute(x_TD, routing)
         if self.training and torch.is_grad_enabled():
+            call = LayerCall(x_TD, self.router, self.experts)
             for loss in self.losses:
                 if loss.coefficient > 0:
-                    y_TD = loss.attach_to(y_TD, routing, ctx)
+                    y_TD = loss.attach_to(y_TD, routing, ctx, call)
         return y_TD.reshape(*hidden_states.shape[:-1], y_TD.shape[-1])
 
     def _observe(self, routing: Routing, ctx: LayerContext) -> None:

@@ -34,6 +34,9 @@ class BalanceLoss(Loss):
 
     Args:
         weights: optional w_i per expert (MoE++, arXiv 2410.07348 eq. 7).
+        per_token: ``f_i`` is the fraction of *tokens* that use expert i, which sums to the mean number of experts per
+            token; the value at perfect balance is that number, and where it varies so does the loss's weight
+            (arXiv 2403.07652).
 
     Conversions: Switch and transformers' per-layer value are this value times k for k > 1 choices; the MoE++
     paper's ``sum_i f_i P_i`` with f counted per token is this value times ``k / N``.
@@ -41,9 +44,17 @@ class BalanceLoss(Loss):
 
     name = "balance"
 
-    def __init__(self, coefficient: float, scope: Scope = "sequence", weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        coefficient: float,
+        scope: Scope = "sequence",
+        weights: Sequence[float] | None = None,
+        *,
+        per_token: bool = False,
+    ) -> None:
         super().__init__(coefficient, scope)
         self.weights = None if weights is None else tuple(weights)
+        self.per_token = per_token
 
     @property
     def needs_step_counts(self) -> bool:
@@ -55,7 +66,8 @@ class BalanceLoss(Loss):
             raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
         real_TN, tokens = real_tokens(scores_TN, ctx)
         frequency_GN, group_T = frequencies(plan, self.scope, ctx, scores_TN.dtype)
-        share_GN = frequency_GN / frequency_GN.sum(-1, keepdim=True).clamp_min(1e-12)
+        total_G1 = 1.0 if self.per_token else frequency_GN.sum(-1, keepdim=True).clamp_min(1e-12)
+        share_GN = frequency_GN / total_G1
         # Weighted by its tokens, a group's loss is N * sum_i f_i times the *sum* of its scores.
         return self._dot(share_GN, group_sums(real_TN, group_T, len(share_GN))).sum(), tokens
 

@@ -9,6 +9,7 @@ loss before backward applies to attached losses too (:mod:`libmoe.core.main_loss
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,10 +21,20 @@ from libmoe.core.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
     from libmoe.core.main_loss import LossGradient
-    from libmoe.core.routing import Routing
+    from libmoe.core.routing import Router, Routing
+    from libmoe.experts.base import Experts
 
 Scope = Literal["sequence", "micro_batch", "rank", "global_batch"]
 SCOPES = ("sequence", "micro_batch", "rank", "global_batch")
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of an MoE layer: what went in, ``x_TD``, and the parts that work on it."""
+
+    x_TD: Tensor
+    router: Router
+    experts: Experts
 
 
 class Loss:
@@ -56,18 +67,27 @@ class Loss:
         """``(numerator, denominator)``, both scalars; only the numerator carries a gradient."""
         raise NotImplementedError(f"{type(self).__name__} defines no compute()")
 
-    def attach_to(self, y_TD: Tensor, routing: Routing, ctx: LayerContext) -> Tensor:
+    def attach_to(self, y_TD: Tensor, routing: Routing, ctx: LayerContext, call: LayerCall) -> Tensor:
         """The layer's output with this loss attached to it.
 
-        Override it for a loss that depends on the gradient of the main loss at the output, token by token: an
-        autograd function put here sees that gradient in its backward pass.
+        A loss that depends on the gradient of the main loss at the output, token by token, is a
+        :class:`~libmoe.losses.gradient.GradientLoss`.
         """
         numerator, denominator = self.compute(routing, ctx)
-        statistics = ctx.forward.options.statistics
-        if statistics is not None and not ctx.forward.recomputing:
-            statistics.add_loss(ctx.index, self.name, numerator, denominator)
+        self.note(ctx, numerator, denominator)
         value = self.coefficient * numerator / total_units(self.unit, denominator, ctx)
         return attach(y_TD, value, ctx.forward.loss_gradient) if value.requires_grad else y_TD
+
+    def note(self, ctx: LayerContext, numerator: Tensor, denominator: Tensor, what: str = "") -> None:
+        """Add to the step's statistics: the loss itself, or something it measures besides."""
+        statistics = ctx.forward.options.statistics
+        if statistics is not None and not ctx.forward.recomputing:
+            name = f"{self.name}/{what}" if what else self.name
+            statistics.add_loss(ctx.index, name, numerator, denominator)
+
+    def training_flops(self, router: Router, experts: Experts) -> float:
+        """What a token costs in training besides forward and backward passes of the model."""
+        return 0.0
 
     @property
     def needs_step_counts(self) -> bool:
@@ -105,6 +125,8 @@ def total_units(unit: str, local: Tensor, ctx: LayerContext) -> Tensor | float:
     """
     totals = ctx.forward.options.totals
     announced = totals.get(unit)
+    if announced is not None and unit == "token":  # the loss counts parts of tokens where the layer does
+        announced = announced * ctx.parts
     if ctx.tokens.apart and "item" in totals:
         announced = totals["item"] * (1 if unit == "sequence" else ctx.batch_shape[1])
     if announced is not None:

@@ -18,20 +18,30 @@ class DeviceBalanceLoss(BalanceLoss):
 
     Args:
         devices: number of groups D.  Experts are cut in order into contiguous groups, as equal as N allows.
+        interleaved: groups are instead the experts with equal remainder of their number by D, which D must divide N
+            for: what has the same place in every device (SMILE's second term, arXiv 2212.05191 §3.2).
     """
 
     name = "device_balance"
 
-    def __init__(self, coefficient: float, devices: int, scope: Scope = "sequence") -> None:
+    def __init__(
+        self, coefficient: float, devices: int, scope: Scope = "sequence", *, interleaved: bool = False
+    ) -> None:
         super().__init__(coefficient, scope)
         if devices < 1:
             raise ConfigError(f"devices={devices} must be at least 1")
-        self.devices = devices
+        self.devices, self.interleaved = devices, interleaved
+        if interleaved:
+            self.name = "place_balance"
 
     def _dot(self, share: Tensor, mass: Tensor) -> Tensor:
         num_experts = share.shape[-1]
         if self.devices > num_experts:
             raise ConfigError(f"devices={self.devices} exceeds the number of routed experts, {num_experts}")
+        if self.interleaved:
+            if num_experts % self.devices:
+                raise ConfigError(f"{self.name}: {self.devices} groups must divide {num_experts} experts")
+            share, mass = (v.unflatten(-1, (-1, self.devices)).transpose(-1, -2).flatten(-2) for v in (share, mass))
         ends = [num_experts * (j + 1) // self.devices for j in range(self.devices)]
         sizes = [end - start for start, end in zip([0, *ends], ends)]
         groups = zip(share.split(sizes, dim=-1), mass.split(sizes, dim=-1))

@@ -32,6 +32,8 @@ def frequencies(plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.
     if scope == "sequence":
         group_T = ctx.sequence_T.to(plan.expert_A.device)
         return _by_group(plan, group_T, ctx.mask_T, dtype), group_T
+    if scope == "micro_batch":
+        return _by_step(plan, scope, ctx, dtype), None
     # Remembered, because by the time of a recomputation the step's counts have moved on.
     return ctx.memo(f"frequency/{scope}", lambda: _by_step(plan, scope, ctx, dtype)), None
 

@@ -89,6 +89,10 @@ class Method:
         ffn = FFN(site.dim, width, site.activation, site.gated, site.bias, site.init_std, site.out_dim)
         return SharedExpert(ffn, self.shared_gate)
 
+    def build_mix(self, site: Site) -> nn.Module | None:
+        """What joins experts and shared part (:class:`~libmoe.layers.moe.MoELayer`); ``None`` adds them."""
+        return None
+
     def build_losses(self, site: Site) -> Sequence[Loss]:
         return [BalanceLoss(self.balance, self.balance_scope), ZLoss(self.z_loss)]
 
@@ -119,6 +123,10 @@ class Method:
             **options,
         )
 
+    def hidden_of_copies(self, site: Site) -> int:
+        """Hidden width of the experts that upcycling makes from the dense FFN."""
+        return site.hidden
+
     def hidden(self, site: Site) -> int:
         return self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.top_k)
 
@@ -135,10 +143,13 @@ class Method:
             experts = self.build_experts(site)
         with seeded(site.seed, site.index, "shared"):
             shared = self.build_shared(site)
+        with seeded(site.seed, site.index, "mix"):
+            mix = self.build_mix(site)
         return MoELayer(
             router,
             experts,
             shared=shared,
+            mix=mix,
             losses=self.build_losses(site),
             estimator=self.build_estimator(site),
             index=site.index,

@@ -15,6 +15,7 @@ from libmoe.core.routing import Router
 from libmoe.core.site import Site
 from libmoe.experts import Experts, FFNExperts
 from libmoe.methods.base import Method, register_method
+from libmoe.routers.capacity import Queue
 from libmoe.routers.gates import LinearGate, Precision
 from libmoe.routers.noise import InputJitter
 from libmoe.routers.topk import TopKRouter
@@ -64,6 +65,9 @@ class Switch(Method):
         capacity_factor: while training, over the tokens of a micro-batch; ``None`` never drops.
         eval_capacity_factor: outside training.  The paper uses 2.0; the default here is ``None``, so that a
             token's output depends neither on its neighbours in the batch nor on how text is cut into batches.
+        min_capacity: an expert takes so many tokens at least.
+        queue: which tokens it takes: the earlier ones (``position``, the paper), those it is most probable for
+            (``score``) or any (``random``); see :class:`~libmoe.routers.topk.TopKRouter`.
         overflow: what a token beyond capacity gets from the layer: ``zero`` (the paper), or ``identity``, its
             own input times its gate.
         init_scale: s of the truncated-normal initialisation of router and experts, 0.1 in the paper; ``None``
@@ -76,6 +80,8 @@ class Switch(Method):
     jitter: float = 0.01
     capacity_factor: float | None = 1.25
     eval_capacity_factor: float | None = None
+    min_capacity: int = 0
+    queue: Queue = "position"
     overflow: Literal["zero", "identity"] = "zero"
     init_scale: float | None = None
     expert_dropout: float = 0.0
@@ -100,6 +106,8 @@ class Switch(Method):
             noise=InputJitter(self.jitter) if self.jitter else None,
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_capacity_factor,
+            min_capacity=self.min_capacity,
+            queue=self.queue,
             gate=gate,
         )
 

@@ -13,7 +13,10 @@ _HOMES = {
     "Moeified": "record",
     "Receipt": "receipt",
     "accelerate": "experts_interface",
+    "adapt": "instance_lora",
     "account": "accounting",
+    "add_attention_experts": "attention_experts",
+    "assemble": "assembling",
     "build_backbone": "backbones",
     "export": "standard.exporting",
     "find_ffns": "detect",
@@ -34,6 +37,9 @@ __all__ = [
     "Receipt",
     "accelerate",
     "account",
+    "adapt",
+    "add_attention_experts",
+    "assemble",
     "build_backbone",
     "export",
     "find_ffns",
@@ -50,9 +56,12 @@ __getattr__, __dir__ = on_demand(__name__, _HOMES)
 
 if TYPE_CHECKING:
     from libmoe.models.accounting import Account, account
+    from libmoe.models.assembling import assemble
+    from libmoe.models.attention_experts import add_attention_experts
     from libmoe.models.backbones import BackboneConfig, build_backbone
     from libmoe.models.detect import FoundFFN, find_ffns
     from libmoe.models.experts_interface import accelerate, register_experts
+    from libmoe.models.instance_lora import adapt
     from libmoe.models.loading import load, load_any
     from libmoe.models.receipt import Receipt
     from libmoe.models.record import Moeified

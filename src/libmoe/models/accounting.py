@@ -35,7 +35,7 @@ class Account:
         router_params, expert_params: parts of the total.
         tokens: tokens of one example, an encoder's and a decoder's together.
         flops_per_token: of the forward pass; a multiplication and an addition are two.
-        train_flops_per_token: three times that, four times when activations are recomputed.
+        train_flops_per_token: three times that, four times when activations are recomputed, and what losses compute.
         memory_bytes: ``weights``, ``gradients``, ``adamw`` (two moments), by the dtypes of the parameters.
     """
 
@@ -63,6 +63,7 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
     layers = [layer for _, layer in moe_layers(model)]
     flops, shapes, tokens = _dense_flops(model, layers, seq_len)
     flops += sum(rows * _layer_flops(layer, dim) for layer in layers for rows, dim in shapes[layer.index])
+    losses = sum(rows * _loss_flops(layer) for layer in layers for rows, _ in shapes[layer.index])
     total = count_parameters(model)
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
     trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
@@ -73,7 +74,7 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
         expert_params=sum(count_parameters(layer.experts) for layer in layers),
         tokens=tokens,
         flops_per_token=flops / tokens,
-        train_flops_per_token=(4 if recompute else 3) * flops / tokens,
+        train_flops_per_token=((4 if recompute else 3) * flops + losses) / tokens,
         memory_bytes={"weights": sum(sizes), "gradients": sum(trained), "adamw": 2 * sum(trained)},
     )
 
@@ -105,9 +106,16 @@ def _loads(layer: MoELayer) -> list[float]:
 
 
 def _idle_params(layer: MoELayer) -> float:
-    """Parameters of experts a token does not use; what experts share is always in use."""
+    """Parameters of experts a token does not use, and rows of tables; what experts share is always in use."""
     sizes = layer.experts.params_per_expert()
-    return sum(size * (1 - min(load, 1.0)) for size, load in zip(sizes, _loads(layer), strict=True))
+    loads = (layer.parts * load for load in _loads(layer))  # every part of a token takes experts of its own
+    experts = sum(size * (1 - min(load, 1.0)) for size, load in zip(sizes, loads, strict=True))
+    return experts + sum(table.weight[1:].numel() for table in _tables(layer))
+
+
+def _tables(layer: MoELayer) -> list[nn.Embedding]:
+    """Where a token looks one row up."""
+    return [module for module in layer.modules() if isinstance(module, nn.Embedding)]
 
 
 def _layer_flops(layer: MoELayer, dim: int) -> float:
@@ -116,8 +124,14 @@ def _layer_flops(layer: MoELayer, dim: int) -> float:
         load * cost for load, cost in zip(_loads(layer), layer.experts.flops_per_row(), strict=True)
     )
     inside = {id(p) for p in layer.experts.parameters()}
+    inside |= {id(table.weight) for table in _tables(layer)}  # no product
     matrices = (p.numel() for p in layer.parameters() if id(p) not in inside and p.dim() > 1)
     return experts + layer.router.mixing_flops(dim) + 2.0 * sum(matrices)
+
+
+def _loss_flops(layer: MoELayer) -> float:
+    """FLOPs per token of auxiliary losses that compute with more than the router's answer."""
+    return sum(loss.training_flops(layer.router, layer.experts) for loss in layer.losses if loss.coefficient > 0)
 
 
 def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tuple[float, _Shapes, int]:

@@ -1,7 +1,8 @@
 """A vision-language model from an image encoder and a language model: LLaVA's layout, as transformers defines it.
 
 The encoder's patches go through a connector (two linears with GELU between them) and take the places of an image token
-in the text (LLaVA 1.5, arXiv 2310.03744).
+in the text (LLaVA 1.5, arXiv 2310.03744).  Several encoders in one module are composed in the same way, each having a
+connector of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class ImageLayout:
     """How a vision-language model reads images.
 
     Attributes:
-        size: height and width in pixels; ``patch``: of one patch.
+        size: height and width in pixels; ``patch``: of one patch (of several encoders, the first one's).
         tokens: places that an image takes in the text.
         class_token: the encoder has one; ``drops_class_token``: the text does not see it.
         source: where an image processor may be saved; ``None`` for an encoder that was drawn.
@@ -36,6 +37,11 @@ class ImageLayout:
     class_token: bool
     drops_class_token: bool
     source: str | None
+
+    @property
+    def beyond_grid(self) -> int:
+        """Tokens that are made besides the patches of a square grid: a class token, or what further encoders make."""
+        return self.tokens + self.drops_class_token - (self.size // self.patch) ** 2
 
 
 def image_layout(vision: VisionConfig | None, checkpoint: str | None) -> ImageLayout:
@@ -73,7 +79,7 @@ def _layout(encoder: Any, drops: bool, source: str | None) -> ImageLayout:
 def compose(
     encoder: Any, language: Any, image_token: int, *, class_token: bool = False, seed: int | None = 0
 ) -> nn.Module:
-    """Join an encoder and a causal language model; the connector's weights are drawn from ``seed``.
+    """Join an encoder and a causal language model; the connectors' weights are drawn from ``seed``.
 
     Args:
         image_token: id in the text whose places the patches take; the embeddings must have a row for it.
@@ -83,6 +89,8 @@ def compose(
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
     from transformers.initialization import no_init_weights
+
+    from libmoe.models.several_encoders import SeveralEncoders, SeveralEncodersForConditionalGeneration
 
     rows = language.get_input_embeddings().num_embeddings
     if not 0 <= image_token < rows:
@@ -100,7 +108,9 @@ def compose(
         tie_word_embeddings=language.config.tie_word_embeddings,
     )
     with torch.device("meta"), no_init_weights():
-        model: Any = LlavaForConditionalGeneration(config)
+        several = isinstance(encoder, SeveralEncoders)
+        kind = SeveralEncodersForConditionalGeneration if several else LlavaForConditionalGeneration
+        model: Any = kind(config)
     connector = type(model.model.multi_modal_projector)(config)
     model.model.vision_tower, model.model.language_model = encoder, language.base_model
     model.model.multi_modal_projector, model.lm_head = connector, language.lm_head

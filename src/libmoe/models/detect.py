@@ -130,6 +130,7 @@ class FoundFFN:
             init_std=_init_std(self.model),
             seed=seed,
             out_dim=self.out_dim,
+            vocab_size=vocab_size(self.model),
         )
 
     def read(self) -> FFN:
@@ -248,6 +249,15 @@ def _refuse_experts(model: nn.Module) -> None:
 def _init_std(model: nn.Module) -> float:
     config = getattr(model, "config", None)
     return float(getattr(config, "initializer_range", None) or getattr(config, "init_std", None) or 0.02)
+
+
+def vocab_size(model: nn.Module) -> int | None:
+    """Token ids that ``model`` has embeddings for; ``None`` for a model that reads none."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
 
 
 def _bias(linear: nn.Module) -> Tensor:

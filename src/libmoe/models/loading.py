@@ -15,7 +15,7 @@ from libmoe.methods import create
 from libmoe.models.detect import find_ffns
 from libmoe.models.no_init import without_init
 from libmoe.models.receipt import Receipt, count_parameters
-from libmoe.models.record import FORMAT, Moeified, PlacedSite, attach, build_layer, match_tensors
+from libmoe.models.record import FORMAT, Moeified, PlacedSite, attach, build_layer, make_edit, match_tensors
 from libmoe.models.standard import blocks_of
 from libmoe.models.weights import read_weights, refuse_pickles
 
@@ -119,10 +119,12 @@ def cast(model: nn.Module, dtype: torch.dtype | str) -> None:
 
 
 def model_class(name: str) -> Any:
-    """The transformers class called ``name``.  Raises CheckpointError when there is none."""
+    """The class called ``name``, of transformers or our own.  Raises CheckpointError when there is none."""
     import transformers
 
-    found = getattr(transformers, name, None) if name.isidentifier() else None
+    from libmoe.models import several_encoders
+
+    found = getattr(transformers, name, getattr(several_encoders, name, None)) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(f"transformers {transformers.__version__} has no model class {name!r}")
     return found
@@ -131,6 +133,8 @@ def model_class(name: str) -> Any:
 def _base_model(folder: Path, section: dict[str, Any]) -> Any:
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
+
+    from libmoe.models import several_encoders  # noqa: F401 - makes its kinds known
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -169,6 +173,7 @@ def _restore(model: Any, section: dict[str, Any]) -> Moeified:
         receipt=Receipt("load", 0, 0),
         seed=section["seed"],
         family=section["family"],
+        edits=[make_edit(model, edit["kind"], edit["options"]) for edit in section.get("edits", [])],
     )
     attach(model, record)
     return record
@@ -180,6 +185,8 @@ def _shape_alone() -> bool:
 
 def _plain(name: str, dtype: Any) -> nn.Module:
     from transformers import AutoConfig
+
+    from libmoe.models import several_encoders  # noqa: F401 - makes its kinds known
 
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)

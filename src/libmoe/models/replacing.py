@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from libmoe.core.config import to_dict
 from libmoe.core.context import ForwardContext, use
 from libmoe.core.errors import ConfigError
+from libmoe.core.seeding import seeded
 from libmoe.methods import Method, create
 from libmoe.models.detect import FoundFFN, find_ffns
 from libmoe.models.receipt import Receipt, count_parameters
@@ -20,6 +21,7 @@ from libmoe.models.record import (
     PlacedSite,
     attach,
     build_layer,
+    make_edit,
     match_tensors,
     registered_name,
 )
@@ -62,6 +64,8 @@ def moeify(
     if getattr(model.config, "chunk_size_feed_forward", 0):
         raise ConfigError("chunk_size_feed_forward cuts sequences before experts see them; set it to 0")
     name = registered_name(method)
+    if _has(model, method, where):
+        return model
     chosen = select(find_ffns(model), where)
     receipt = Receipt(
         operation="moeify",
@@ -84,14 +88,24 @@ def moeify(
             differences.append(_difference(layer, ffn))
         layers.append((ffn, site, layer))
     sites = [PlacedSite(ffn.path, ffn.layer_path, site) for ffn, site, _ in layers]
+    edits = [*getattr(getattr(model, "libmoe", None), "edits", [])]
+    for kind, values in getattr(method, "edits", list)():
+        with seeded(seed, kind):
+            edits.append(make_edit(model, kind, {"sites": [site.path for site in sites], **values}))
     for ffn, _, layer in layers:  # not before all of them could be made
         ffn.place(layer.train(ffn.host.training))
     if differences and None not in differences:
         receipt.max_abs_difference = max(d for d in differences if d is not None)
     receipt.params_after = count_parameters(model)
     receipt.checks["replaced"] = len(sites)
-    attach(model, Moeified(name, to_dict(method), where, init, sites, method, receipt, seed))
+    attach(model, Moeified(name, to_dict(method), where, init, sites, method, receipt, seed, edits=edits))
     return model
+
+
+def _has(model: nn.Module, method: Method, where: Where) -> bool:
+    """Whether the model was made by this method with these options at these places."""
+    record = getattr(model, "libmoe", None)
+    return record is not None and bool(record.sites) and (record.method, record.where) == (method, where)
 
 
 def _resolve(method: str | Method, options: Mapping[str, Any] | None) -> Method:

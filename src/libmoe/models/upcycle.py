@@ -5,22 +5,28 @@ from __future__ import annotations
 from torch import nn
 
 from libmoe.core.errors import ConfigError
-from libmoe.experts import FFN, FFNExperts
+from libmoe.experts import FFN, FFNExperts, SlicedExperts
 from libmoe.layers import MoELayer
 
 
 def copy_into_experts(layer: nn.Module, ffn: FFN, path: str) -> int:
-    """Make every feed-forward expert in ``layer`` a copy of ``ffn``; returns how many there are.
+    """Make every feed-forward expert in ``layer`` a copy of ``ffn``, or a slice of it; returns how many there are.
 
-    Shared experts and experts of other kinds (zero, copy, constant) keep their initial weights.
+    Experts of other kinds (zero, copy, constant) keep their initial weights, and so do shared experts unless they have
+    ``copies_dense`` set.
 
     Raises:
         ConfigError: an expert has another shape than the dense FFN, or none is a feed-forward network.
     """
-    banks = [module.experts for module in layer.modules() if isinstance(module, MoELayer)] or [layer]
+    layers = [module for module in layer.modules() if isinstance(module, MoELayer)]
+    banks = [module.experts for module in layers] or [layer]
+    shared = [module.shared for module in layers if getattr(module.shared, "copies_dense", False)]
     copies = 0
     for part in (part for bank in banks for part in bank.modules()):
-        if isinstance(part, FFNExperts):
+        if isinstance(part, SlicedExperts):
+            part.load_slices(ffn, path)
+            copies += part.num_experts
+        elif isinstance(part, FFNExperts):
             _check_shape(part, ffn, path)
             for expert in range(part.num_experts):
                 part.load_ffn(expert, ffn)
@@ -34,7 +40,7 @@ def copy_into_experts(layer: nn.Module, ffn: FFN, path: str) -> int:
         raise ConfigError(
             f"init='copy' has no feed-forward experts to copy {path} into ({kinds}); use init='scratch'"
         )
-    return copies
+    return copies + sum(copy_into_experts(part, ffn, path) for part in shared)
 
 
 def _check_shape(part: FFNExperts | FFN, ffn: FFN, path: str) -> None:

@@ -2,39 +2,86 @@
 
 from libmoe.core.routing import Router, Routing
 from libmoe.routers.biased import BiasedRouter
-from libmoe.routers.cosine import CosineGate, CosineRouter, PerturbedCosineGate
+from libmoe.routers.broadcast import BroadcastRouter
+from libmoe.routers.cosine import CosineGate, CosineRouter, PerturbedCosineGate, TemperedCosineGate
+from libmoe.routers.deepspeed_top2 import DeepSpeedTop2Router
+from libmoe.routers.dense_to_sparse import DenseToSparseRouter
+from libmoe.routers.distilled import DistilledRouter
+from libmoe.routers.dselect import DSelectRouter
 from libmoe.routers.expert_choice import ExpertChoiceRouter
+from libmoe.routers.expert_dropout import DroppingGate
+from libmoe.routers.frozen_gate import FrozenGate
+from libmoe.routers.gap import GapRouter
 from libmoe.routers.gates import LinearGate
 from libmoe.routers.group_limited import GroupLimitedRouter
 from libmoe.routers.hash import HashRouter
+from libmoe.routers.hierarchical import BiLevelGate, HierarchicalRouter
 from libmoe.routers.hyper import HyperGate
+from libmoe.routers.mixture import MixtureGate, VotingRouter
+from libmoe.routers.null import NullExpertRouter
 from libmoe.routers.pathway import PathwayRouter
+from libmoe.routers.product_key import ProductKeyRouter
+from libmoe.routers.prototypes import PrototypeRouter
 from libmoe.routers.random import RandomRouter
 from libmoe.routers.relu import ReLURouter
+from libmoe.routers.shared_embedding import EmbeddingNetwork, SharedEmbeddingRouter, share_embedding
 from libmoe.routers.sigmoid import SigmoidRouter
+from libmoe.routers.sinkhorn import SinkhornRouter
 from libmoe.routers.soft import SoftRouter
+from libmoe.routers.swipe import SwipeRouter
 from libmoe.routers.ternary import TernaryRouter
+from libmoe.routers.top_any import TopAnyRouter
+from libmoe.routers.top_p import TopPRouter
 from libmoe.routers.topk import TopKRouter
+from libmoe.routers.transport_choice import TransportChoiceRouter
 from libmoe.routers.ungated import UngatedRouter
+from libmoe.routers.variable import VariableKRouter
+from libmoe.routers.visible import VisibleRouter
 
 __all__ = [
+    "BiLevelGate",
     "BiasedRouter",
+    "BroadcastRouter",
     "CosineGate",
     "CosineRouter",
+    "DSelectRouter",
+    "DeepSpeedTop2Router",
+    "DenseToSparseRouter",
+    "DistilledRouter",
+    "DroppingGate",
+    "EmbeddingNetwork",
     "ExpertChoiceRouter",
+    "FrozenGate",
+    "GapRouter",
     "GroupLimitedRouter",
     "HashRouter",
+    "HierarchicalRouter",
     "HyperGate",
     "LinearGate",
+    "MixtureGate",
+    "NullExpertRouter",
     "PathwayRouter",
     "PerturbedCosineGate",
+    "ProductKeyRouter",
+    "PrototypeRouter",
     "RandomRouter",
     "ReLURouter",
     "Router",
     "Routing",
+    "SharedEmbeddingRouter",
     "SigmoidRouter",
+    "SinkhornRouter",
     "SoftRouter",
+    "SwipeRouter",
+    "TemperedCosineGate",
     "TernaryRouter",
+    "TopAnyRouter",
     "TopKRouter",
+    "TopPRouter",
+    "TransportChoiceRouter",
     "UngatedRouter",
+    "VariableKRouter",
+    "VisibleRouter",
+    "VotingRouter",
+    "share_embedding",
 ]

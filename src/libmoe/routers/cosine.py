@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -97,6 +98,36 @@ class PerturbedCosineGate(CosineGate):
     @staticmethod
     def _shrink(v: Tensor, log_t: Tensor) -> Tensor:
         return v / (v.norm(dim=-1, keepdim=True) + log_t.exp().to(v.dtype))
+
+
+class TemperedCosineGate(CosineGate):
+    """``logit_i = cos(P x, v_i) exp(min(tau, log 100))`` with a learned tau (Swin V2's form; Tutel, arXiv 2206.03382).
+
+    tau begins at ``log 2``, and v is drawn from ``N(0, 0.01^2)``.
+
+    Args:
+        projection: width of P x; 256 in Tutel, which has nothing to do with N.
+        bias: of the projection; with one the length of x plays a part.
+        temperature: of the softmax at the start.
+    """
+
+    def __init__(
+        self, dim: int, num_experts: int, projection: int = 256, *, bias: bool = True, temperature: float = 0.5
+    ) -> None:
+        super().__init__(dim, num_experts, projection, norm=1.0)
+        if temperature <= 0:
+            raise ConfigError(f"temperature={temperature} must be greater than 0")
+        nn.init.normal_(self.embedding, std=0.01)
+        self.projection_bias = nn.Parameter(torch.zeros(projection)) if bias else None
+        self.tau = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # of one dimension, as FSDP wants
+
+    def directions(self, u_TP: Tensor) -> Tensor:
+        bias = self.projection_bias
+        return super().directions(u_TP if bias is None else u_TP + self._wide(bias))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """``logits_TN`` in at least float32, within ``[-100, 100]`` at the most."""
+        return super().forward(x_TD) * self._wide(self.tau).clamp_max(math.log(100)).exp()
 
 
 class CosineRouter(TopKRouter):

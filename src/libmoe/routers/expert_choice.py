@@ -7,22 +7,31 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.errors import ConfigError
+from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
 from libmoe.routers.capped import capped_assignment, residual
 from libmoe.routers.gates import LinearGate
+from libmoe.routers.groups import Group, group_layout, group_of, softmax_within
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
+    from libmoe.routers.noise import Noise
 
 Axis = Literal["experts", "tokens"]
-Group = Literal["sequence", "batch"]
 EvalPolicy = Literal["group", "token"]
+PickGates = Literal["score", "picked", "one"]
 
 
 class ExpertChoiceRouter(Router):
     """Each expert takes the ``k = round(c n / N)`` tokens of a group that score highest for it, at least one.
+
+    The steps, each a method to override::
+
+        scores_TN = self.score(logits_TN, ...)            softmax over experts
+        k_G = self.picks(size_G, ctx)                     tokens of each expert
+        rank_GNL = self.rank(scores_GNL, real_GL, k_G)    what experts choose by: the scores
+        weight_A = self.weigh(scores_TN, logits_TN, ...)  scores of the picks
 
     ``S = softmax(x W)`` over experts; top-k of S along the *tokens* of the group; the gate is S at the pick,
     not renormalised (eq. 1-3).  n counts real tokens only, and padding is never picked.  A token may be picked
@@ -34,6 +43,12 @@ class ExpertChoiceRouter(Router):
         score_axis: ``experts`` as above; ``tokens`` takes the softmax over the tokens of the group instead.
         group: tokens that compete: those of a ``sequence`` (documents packed in a row are sequences of their
             own) or of the whole ``batch`` in this forward pass.
+        gates: the weight of a pick: its ``score``; the softmax of the expert's logits over the tokens it ``picked``
+            (arXiv 2306.04073); or ``one``.
+        tokens_per_expert: k itself, for a group of any length; c then only says what to count costs by.
+        multiple: k is ``c n / N`` rounded up to a multiple of this (arXiv 2401.15969 has 4); 0 rounds to the nearest.
+        scale_input: multiply an expert's input by the weight, not its output.
+        noise: a :class:`~libmoe.routers.noise.Noise` on the logits while training.
         max_experts_per_token: b; pick from the capped assignment (:mod:`libmoe.routers.capped`) with
             ``strength`` and ``iterations``.  ``extras`` then has ``row_error`` and ``column_excess`` of the
             solution and ``violation_rate``, the share of tokens that more than b experts picked after all.
@@ -56,6 +71,11 @@ class ExpertChoiceRouter(Router):
         strength: float = 0.01,
         iterations: int = 100,
         eval_policy: EvalPolicy = "group",
+        gates: PickGates = "score",
+        tokens_per_expert: int | None = None,
+        multiple: int = 0,
+        scale_input: bool = False,
+        noise: Noise | None = None,
         gate: nn.Module | None = None,
     ) -> None:
         super().__init__(num_experts)
@@ -72,27 +92,18 @@ class ExpertChoiceRouter(Router):
             raise ConfigError(f"strength={strength} must be above 0 and iterations={iterations} at least 1")
         if eval_policy == "token" and score_axis == "tokens":
             raise ConfigError("eval_policy='token' needs score_axis='experts', not 'tokens'")
+        if gates not in ("score", "picked", "one"):
+            raise unknown("value of gates", gates, ["score", "picked", "one"])
+        if multiple < 0 or (tokens_per_expert is not None and tokens_per_expert < 1):
+            raise ConfigError(f"multiple={multiple} must be 0 or more, tokens_per_expert={tokens_per_expert} above 0")
         self.capacity_factor = capacity_factor
+        self.gates, self.tokens_per_expert, self.multiple = gates, tokens_per_expert, multiple
+        self.scale_input, self.noise = scale_input, noise
         self.score_axis, self.group, self.eval_policy = score_axis, group, eval_policy
         self.max_experts_per_token = max_experts_per_token
         self.strength, self.iterations = strength, iterations
         self.batch_independent = group == "sequence"
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
-
-    def layout(self, num_tokens: int, device: torch.device, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        """``index_GL`` of the real tokens of each group and ``real_GL``, ``False`` where a shorter group ends."""
-        mask_T = ctx.mask_T
-        if mask_T is None:
-            mask_T = torch.ones(num_tokens, dtype=torch.bool, device=device)
-        group_T = torch.zeros(num_tokens, dtype=torch.long, device=device)
-        if self.group == "sequence":
-            group_T = ctx.sequence_T.to(device)
-        _, size_G = torch.unique_consecutive(group_T[mask_T], return_counts=True)
-        longest = int(size_G.max()) if len(size_G) else 0
-        real_GL = torch.arange(longest, device=device) < size_G.unsqueeze(1)
-        index_GL = torch.zeros_like(real_GL, dtype=torch.long)
-        index_GL[real_GL] = mask_T.nonzero().squeeze(1)
-        return index_GL, real_GL
 
     def score(self, logits_TN: Tensor, index_GL: Tensor, real_GL: Tensor) -> Tensor:
         if self.score_axis == "experts":
@@ -100,34 +111,65 @@ class ExpertChoiceRouter(Router):
         p_GLN = logits_TN[index_GL].masked_fill(~real_GL.unsqueeze(2), float("-inf")).softmax(dim=1)
         return torch.zeros_like(logits_TN).index_copy(0, index_GL[real_GL], p_GLN[real_GL])
 
+    def picks(self, size_G: Tensor, ctx: LayerContext) -> Tensor:
+        """int64 ``[G]``: how many tokens each expert takes of groups of these sizes."""
+        # An intervention that forces k experts per token forces the average.
+        forced = ctx.top_k(0)
+        share_G = (forced or self.capacity_factor) * size_G / self.num_experts
+        k_G = share_G.round().long() if not self.multiple else (share_G / self.multiple).ceil().long() * self.multiple
+        if self.tokens_per_expert is not None and not forced:
+            k_G = torch.full_like(k_G, self.tokens_per_expert)
+        return k_G.clamp_min(1).minimum(size_G)
+
+    def rank(self, scores_GNL: Tensor, real_GL: Tensor, k_G: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """``[G, N, L]``: what experts choose by, ``-inf`` for what they must not, and facts for ``extras``."""
+        limit = self.max_experts_per_token
+        if limit is None or limit >= self.num_experts:
+            return scores_GNL, {}
+        log_GNL = capped_assignment(scores_GNL, k_G, limit, real_GL, self.strength, self.iterations)
+        return log_GNL, vars(residual(log_GNL, k_G, limit)).copy()
+
     def pick(
         self, scores_TN: Tensor, index_GL: Tensor, real_GL: Tensor, ctx: LayerContext
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Tokens and experts of the picks, expert by expert in each group.  Runs without gradient."""
         scores_TN = ctx.edit_scores(scores_TN)
         size_G = real_GL.sum(dim=1)
-        # An intervention that forces k experts per token forces the average.
-        average = ctx.top_k(0) or self.capacity_factor
-        k_G = (average * size_G / self.num_experts).round().long().clamp_min(1).minimum(size_G)
+        k_G = self.picks(size_G, ctx)
         score_GNL = scores_TN[index_GL].masked_fill(~real_GL.unsqueeze(2), float("-inf")).transpose(1, 2)
-        rank_GNL, extras = score_GNL, {}
-        limit = self.max_experts_per_token
-        if limit is not None and limit < self.num_experts:
-            log_GNL = capped_assignment(score_GNL, k_G, limit, real_GL, self.strength, self.iterations)
-            extras = vars(residual(log_GNL, k_G, limit)).copy()
-            rank_GNL = log_GNL.masked_fill(score_GNL.isneginf(), float("-inf"))
+        rank_GNL, extras = self.rank(score_GNL, real_GL, k_G)
+        rank_GNL = rank_GNL.masked_fill(score_GNL.isneginf(), float("-inf"))
         most = int(k_G.max()) if len(k_G) else 0
         value_GNK, place_GNK = rank_GNL.topk(most, dim=-1)
         valid_GNK = (torch.arange(most, device=k_G.device) < k_G.view(-1, 1, 1)) & ~value_GNK.isneginf()
         group_A, expert_A, _ = valid_GNK.nonzero(as_tuple=True)
         token_A = index_GL[group_A, place_GNK[valid_GNK]]
-        if extras:
+        if "column_excess" in extras:
             picks_T = torch.bincount(token_A, minlength=len(scores_TN))
-            extras["violation_rate"] = (picks_T > limit).sum().item() / max(1, int(size_G.sum()))
+            over = (picks_T > self.max_experts_per_token).sum().item()
+            extras["violation_rate"] = over / max(1, int(size_G.sum()))
         return token_A, expert_A, extras
 
+    def weigh(
+        self,
+        scores_TN: Tensor,
+        logits_TN: Tensor,
+        picks: tuple[Tensor, Tensor],
+        layout: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """``[A]``: weights of the picks (their tokens and experts), differentiable."""
+        if self.gates == "score":
+            return scores_TN[picks]
+        if self.gates == "one":
+            return torch.ones_like(scores_TN[picks])
+        owner_A = group_of(*layout, len(scores_TN))[picks[0]] * self.num_experts + picks[1]
+        return softmax_within(logits_TN[picks], owner_A, len(layout[0]) * self.num_experts)
+
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        logits_TN = self.gate(x_TD)
+        noise = self.noise if self.training else None
+        logits_TN = self.gate(x_TD if noise is None else noise.inputs(x_TD, ctx))
+        if noise is not None:
+            logits_TN = noise.logits(logits_TN, x_TD, ctx)
         num_tokens = len(logits_TN)
         if not self.training and self.eval_policy == "token":
             scores_TN = logits_TN.softmax(dim=-1)
@@ -135,13 +177,18 @@ class ExpertChoiceRouter(Router):
             expert_TK = ctx.memo("pick", lambda: ctx.edit_scores(scores_TN.detach()).topk(k, dim=-1).indices)
             plan = SparsePlan.from_topk(expert_TK, scores_TN.gather(1, expert_TK), self.num_experts)
             return Routing(plan, logits_TN, scores_TN)
-        index_GL, real_GL = ctx.memo("layout", lambda: self.layout(num_tokens, logits_TN.device, ctx))
+        index_GL, real_GL = ctx.memo(
+            "layout", lambda: group_layout(num_tokens, logits_TN.device, ctx, self.group)
+        )
         scores_TN = self.score(logits_TN, index_GL, real_GL)
         picks: tuple[Tensor, Tensor, dict[str, Any]] = ctx.memo(
             "pick", lambda: self.pick(scores_TN.detach(), index_GL, real_GL, ctx)
         )
         token_A, expert_A, extras = picks
-        plan = SparsePlan(token_A, expert_A, scores_TN[token_A, expert_A], num_tokens, self.num_experts)
+        weight_A = self.weigh(scores_TN, logits_TN, (token_A, expert_A), (index_GL, real_GL))
+        plan = SparsePlan(
+            token_A, expert_A, weight_A, num_tokens, self.num_experts, scale_input=self.scale_input
+        )
         return Routing(plan, logits_TN, scores_TN, dict(extras))
 
     def expected_load(self) -> list[float]:

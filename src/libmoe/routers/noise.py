@@ -1,4 +1,4 @@
-"""Exploration noise for gates: on the input, on the logits, or of a learned size."""
+"""Exploration noise for gates: on the input, on the logits, of a learned size, or one that samples."""
 
 from __future__ import annotations
 
@@ -21,10 +21,26 @@ class Noise(nn.Module):
     def logits(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> Tensor:
         return logits_TN
 
+    def draw(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Changed logits, and the standard deviation ``[T, N]`` of what was added where that is normal."""
+        return self.logits(logits_TN, x_TD, ctx), None
 
-def _normal(like: Tensor, ctx: LayerContext) -> Tensor:
-    generator = ctx.generator("noise", like.device)
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+class NormalNoise(Noise):
+    """Base of noise ``std * N(0, 1)`` on the logits."""
+
+    def std_of(self, logits_TN: Tensor, x_TD: Tensor) -> Tensor:
+        """``[T, N]``, or what broadcasts to it."""
+        raise NotImplementedError(f"{type(self).__name__} defines no std_of()")
+
+    def logits(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> Tensor:
+        return self.draw(logits_TN, x_TD, ctx)[0]
+
+    def draw(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor | None]:
+        std_TN = self.std_of(logits_TN, x_TD)
+        generator = ctx.generator("noise", logits_TN.device)
+        kind = {"device": logits_TN.device, "dtype": logits_TN.dtype}
+        return logits_TN + std_TN * torch.randn(logits_TN.shape, generator=generator, **kind), std_TN
 
 
 class InputJitter(Noise):
@@ -41,25 +57,38 @@ class InputJitter(Noise):
         return x_TD * (1 - self.eps + 2 * self.eps * u_TD)
 
 
-class GaussianNoise(Noise):
+class GaussianNoise(NormalNoise):
     """``logits + std * N(0, 1)``."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
         self.std = std
 
+    def std_of(self, logits_TN: Tensor, x_TD: Tensor) -> Tensor:
+        return torch.full_like(logits_TN[:, :1], self.std)
+
+
+class GumbelNoise(Noise):
+    """``logits + Gumbel(0, 1)``: the largest of them is a draw from ``softmax(logits)``."""
+
     def logits(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> Tensor:
-        return logits_TN + self.std * _normal(logits_TN, ctx)
+        generator = ctx.generator("gumbel", logits_TN.device)
+        shape, kind = logits_TN.shape, {"device": logits_TN.device, "dtype": logits_TN.dtype}
+        u_TN = torch.rand(shape, generator=generator, **kind).clamp_min(torch.finfo(logits_TN.dtype).tiny)
+        return logits_TN - (-u_TN.log()).log()
 
 
-class LearnedNoise(Noise):
-    """``logits + softplus(W_noise x) * N(0, 1)`` (noisy top-k gating, arXiv 1701.06538 eq. 4)."""
+class LearnedNoise(NormalNoise):
+    """``logits + (softplus(W_noise x) + floor) * N(0, 1)`` (noisy top-k gating, arXiv 1701.06538 eq. 4).
 
-    def __init__(self, dim: int, num_experts: int) -> None:
+    Args:
+        floor: the least standard deviation; 0 in the paper, 0.01 in implementations of it.
+    """
+
+    def __init__(self, dim: int, num_experts: int, floor: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_experts, dim))
+        self.weight, self.floor = nn.Parameter(torch.zeros(num_experts, dim)), floor
 
-    def logits(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> Tensor:
+    def std_of(self, logits_TN: Tensor, x_TD: Tensor) -> Tensor:
         with torch.autocast(x_TD.device.type, enabled=False):
-            size_TN = F.softplus(F.linear(x_TD.to(logits_TN.dtype), self.weight.to(logits_TN.dtype)))
-        return logits_TN + size_TN * _normal(logits_TN, ctx)
+            return F.softplus(F.linear(x_TD.to(logits_TN.dtype), self.weight.to(logits_TN.dtype))) + self.floor

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libmoe.routers.capacity import keep_within
 from libmoe.routers.topk import TopKRouter
 
 if TYPE_CHECKING:
@@ -110,15 +109,8 @@ class PathwayRouter(TopKRouter):
         # A token that chose zero experts alone has nothing to divide.
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weight_TK.dtype).tiny)
 
-    def keep(self, expert_TK: Tensor, ctx: LayerContext) -> Tensor | None:
-        factor = self.capacity_factor if self.training else self.eval_capacity_factor
-        if factor is None:
-            return None
-        mask_T = ctx.mask_T
-        tokens = expert_TK.shape[0] if mask_T is None else int(mask_T.sum())
-        slots = heterogeneous_capacity(tokens * expert_TK.shape[1], self.shares, factor)
-        capacity_N = torch.tensor([math.ceil(c) for c in slots], device=expert_TK.device)
-        return keep_within(expert_TK, capacity_N, mask_T, self.priority)
+    def capacities(self, tokens: int, k: int, factor: float) -> list[int]:
+        return [math.ceil(c) for c in heterogeneous_capacity(tokens * k, self.shares, factor)]
 
     def expected_load(self) -> list[float]:
         total = sum(self.shares)

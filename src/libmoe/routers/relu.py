@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
-from libmoe.core.routing import Router, Routing
-from libmoe.routers.gates import LinearGate
-
-if TYPE_CHECKING:
-    from libmoe.core.context import LayerContext
+from libmoe.routers.variable import VariableKRouter
 
 
-class ReLURouter(Router):
+class ReLURouter(VariableKRouter):
     """``R = ReLU(W x)``: expert e runs for a token when ``R_e > 0`` and its output is multiplied by it.
 
     Nothing is normalised, selected by rank or dropped, so the layer is continuous in W and its gradient exact.
@@ -41,7 +34,6 @@ class ReLURouter(Router):
         eval_threshold: float = 0.0,
         gate: nn.Module | None = None,
     ) -> None:
-        super().__init__(num_experts)
         if not 0 < target_k <= num_experts:
             raise ConfigError(
                 f"target_k={target_k} must be greater than 0 and at most num_experts={num_experts}"
@@ -50,27 +42,14 @@ class ReLURouter(Router):
             raise ConfigError(
                 f"eval_threshold must not be negative, got {eval_threshold}; use 0 for plain ReLU"
             )
+        super().__init__(dim, num_experts, target_k, gate=gate)
         self.target_k, self.eval_threshold = target_k, eval_threshold
-        self.gate = gate if gate is not None else LinearGate(dim, num_experts)
 
-    def select(self, gates_TN: Tensor, ctx: LayerContext) -> Tensor:
-        """bool ``[T, N]``: who runs.  Runs without gradient."""
-        gates_TN = ctx.edit_scores(gates_TN)
-        mask_TN = gates_TN > (0.0 if self.training else self.eval_threshold)
-        limit = ctx.top_k(self.num_experts)
-        if limit < self.num_experts:  # an intervention asks for at most so many
-            best_TN = torch.zeros_like(mask_TN).scatter(1, gates_TN.topk(limit, dim=-1).indices, True)
-            mask_TN = mask_TN & best_TN
-        return mask_TN
+    def score(self, logits_TN: Tensor) -> Tensor:
+        return torch.relu(logits_TN)
 
-    def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        logits_TN = self.gate(x_TD)
-        gates_TN = torch.relu(logits_TN)
-        mask_TN = ctx.memo("select", lambda: self.select(gates_TN.detach(), ctx))
-        return Routing(SparsePlan.from_mask(gates_TN, mask_TN), logits_TN, gates_TN)
-
-    def expected_load(self) -> list[float]:
-        return [self.target_k / self.num_experts] * self.num_experts
+    def choose(self, scores_TN: Tensor) -> Tensor:
+        return scores_TN > (0.0 if self.training else self.eval_threshold)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, target_k={self.target_k}"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.errors import ConfigError
+from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
-from libmoe.routers.capacity import Priority, capacity, keep_within
+from libmoe.routers.capacity import Priority, Queue, Rounding, keep_within, places
 from libmoe.routers.gates import LinearGate
+from libmoe.routers.groups import Group
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -25,7 +26,8 @@ class TopKRouter(Router):
 
         logits_TN = self.logits(x_TD, ctx)               gate in float32
         scores_TN = self.score(logits_TN)                softmax over experts
-        expert_TK = self.select(scores_TN, ctx)          top-k, no gradient, remembered for recomputation
+        choice_TN = self.preference(scores_TN, logits_TN, ctx)   what is ranked, no gradient: the scores
+        expert_TK = self.select(choice_TN, ctx)          top-k, no gradient, remembered for recomputation
         weight_TK = self.weigh(scores_TN, logits_TN, expert_TK)
         loss scores = self.loss_scores(scores_TN, logits_TN)
 
@@ -35,9 +37,22 @@ class TopKRouter(Router):
         softmax_after_topk: take the softmax over the k chosen logits instead of over all N (Mixtral);
             equal to ``renormalise`` for plain softmax scores up to rounding.
         noise: a :class:`~libmoe.routers.noise.Noise` applied while training.
+        selection_noise: the same, on what experts are chosen by; weights and losses see the logits without it.
         capacity_factor: drop what exceeds ``ceil(factor * A / N)`` while training; ``None`` never drops.
         eval_capacity_factor: the same outside training (``None``: dropless, so that the output of a token
             does not depend on its neighbours in the batch; a factor makes it depend on all of them).
+        min_capacity: an expert has this many places at least.
+        rounding: how the number of places is rounded; see :func:`~libmoe.routers.capacity.places`.
+        multiple: and then up to a multiple of this.
+        group: tokens that share places: the ``batch``, or those of a ``sequence``, which then do not depend on others.
+        priority: ``choice`` serves all first choices before any second choice, ``token`` token after token.
+        queue: which tokens are served first: the earlier ones (``position``), those with the highest best score
+            (``score``: batch-prioritised routing, arXiv 2106.05974 §4), or any, drawn anew each time (``random``:
+            random token selection, arXiv 2109.10465 §3); outside training that is ``position``.
+        scale_input: weights multiply the experts' inputs instead of their outputs.
+        expert_dropout: while training, each expert is out of a token's reach with this probability, independently
+            of the others; nothing is rescaled (arXiv 2310.10837 §4).  Where fewer than k are left, the rest of the
+            k choices has weight 0.
         gate: module from ``x_TD`` to ``logits_TN``; a :class:`LinearGate` by default.
 
     Raises:
@@ -53,21 +68,37 @@ class TopKRouter(Router):
         renormalise: bool = True,
         softmax_after_topk: bool = False,
         noise: Noise | None = None,
+        selection_noise: Noise | None = None,
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
+        min_capacity: int = 0,
+        rounding: Rounding = "choices",
+        multiple: int = 1,
+        group: Group = "batch",
         priority: Priority = "choice",
+        queue: Queue = "position",
+        scale_input: bool = False,
+        expert_dropout: float = 0.0,
         gate: nn.Module | None = None,
     ) -> None:
         super().__init__(num_experts)
         if not 1 <= top_k <= num_experts:
             raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}")
-        self.top_k = top_k
+        if not 0 <= expert_dropout < 1:
+            raise ConfigError(f"expert_dropout={expert_dropout} must be at least 0 and below 1; 0 is off")
+        self.top_k, self.expert_dropout = top_k, expert_dropout
         self.renormalise, self.softmax_after_topk = renormalise, softmax_after_topk
-        self.noise = noise
+        if queue not in ("position", "score", "random"):
+            raise unknown("queue for places", queue, ["position", "score", "random"])
+        if group not in ("batch", "sequence") or multiple < 1:
+            raise ConfigError(f"group={group!r} must be 'batch' or 'sequence', and multiple={multiple} at least 1")
+        self.noise, self.selection_noise = noise, selection_noise
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
-        self.priority = priority
+        self.min_capacity, self.rounding, self.priority, self.queue = min_capacity, rounding, priority, queue
+        self.multiple, self.group = multiple, group
         if eval_capacity_factor is not None:
-            self.causal = self.batch_independent = False
+            self.causal, self.batch_independent = False, group == "sequence"
+        self.scale_input = scale_input
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
 
     def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
@@ -75,6 +106,12 @@ class TopKRouter(Router):
 
     def score(self, logits_TN: Tensor) -> Tensor:
         return logits_TN.softmax(dim=-1)
+
+    def preference(self, scores_TN: Tensor, logits_TN: Tensor, ctx: LayerContext) -> Tensor:
+        """``[T, N]``: what experts are chosen by, the higher the better.  Runs without gradient."""
+        if self.selection_noise is None or not self.training:
+            return scores_TN
+        return self.score(self.selection_noise.logits(logits_TN, logits_TN, ctx))
 
     def select(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor:
         """int64 ``[T, K]``, best first.  Runs without gradient."""
@@ -92,28 +129,80 @@ class TopKRouter(Router):
         """Probabilities for balance losses; rows sum to 1."""
         return scores_TN
 
-    def keep(self, expert_TK: Tensor, ctx: LayerContext) -> Tensor | None:
-        """bool ``[T, K]`` of assignments within capacity, or ``None`` when nothing is ever dropped."""
-        factor = self.capacity_factor if self.training else self.eval_capacity_factor
-        if factor is None:
+    def dropped(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor | None:
+        """bool ``[T, N]``: experts out of a token's reach, or ``None`` where there are none."""
+        if not (self.training and self.expert_dropout):
             return None
-        mask_T = ctx.mask_T
-        tokens = expert_TK.shape[0] if mask_T is None else int(mask_T.sum())
-        slots = capacity(tokens * expert_TK.shape[1], self.num_experts, factor)
-        capacity_N = torch.full((self.num_experts,), slots, device=expert_TK.device)
-        return keep_within(expert_TK, capacity_N, mask_T, self.priority)
+        generator = ctx.generator("expert_dropout", scores_TN.device)
+        return torch.rand(scores_TN.shape, generator=generator, device=scores_TN.device) < self.expert_dropout
+
+    def capacities(self, tokens: int, k: int, factor: float) -> list[int]:
+        """Places of each expert for so many real tokens with k choices each."""
+        slots = places(tokens, k, self.num_experts, factor, self.rounding)
+        slots = -(-slots // self.multiple) * self.multiple
+        return [max(slots, self.min_capacity)] * self.num_experts
+
+    def served(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor | None:
+        """int64 ``[T]``: the tokens in the order in which they are served; ``None``: as they come."""
+        if self.queue == "score":
+            return scores_TN.max(dim=-1).values.argsort(descending=True, stable=True)
+        if self.queue == "random" and self.training:
+            generator = ctx.generator("queue", scores_TN.device)
+            return torch.randperm(len(scores_TN), generator=generator, device=scores_TN.device)
+        return None
+
+    @property
+    def factor(self) -> float | None:
+        """Capacity factor in use; ``None``: nothing is dropped."""
+        return self.capacity_factor if self.training else self.eval_capacity_factor
+
+    def keep(
+        self, expert_TK: Tensor, scores_TN: Tensor, ctx: LayerContext, asking_TK: Tensor | None = None
+    ) -> Tensor | None:
+        """bool ``[T, K]`` of assignments within capacity, or ``None`` when nothing is ever dropped.
+
+        Args:
+            asking_TK: those that ask for a place; ``None``: all.
+        """
+        factor, mask_T = self.factor, ctx.mask_T
+        if asking_TK is not None and mask_T is not None:
+            asking_TK = asking_TK & mask_T.unsqueeze(1)
+        if factor is None:
+            return asking_TK
+        real_T = torch.ones_like(expert_TK[:, 0], dtype=torch.bool) if mask_T is None else mask_T
+        sizes = [int(real_T.sum())]
+        if self.group == "sequence":  # every sequence has experts of its own, as far as places go
+            group_T = ctx.sequence_T.to(expert_TK.device)
+            sizes = torch.bincount(group_T[real_T], minlength=int(group_T[-1]) + 1 if len(group_T) else 0).tolist()
+            expert_TK = expert_TK + self.num_experts * group_T.unsqueeze(1)
+        slots = [s for tokens in sizes for s in self.capacities(tokens, expert_TK.shape[1], factor)]
+        capacity_N = torch.tensor(slots, dtype=torch.long, device=expert_TK.device)
+        asking = mask_T if asking_TK is None else asking_TK
+        return keep_within(expert_TK, capacity_N, asking, self.priority, self.served(scores_TN, ctx))
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
         noise = self.noise if self.training else None
-        logits_TN = self.logits(x_TD if noise is None else noise.inputs(x_TD, ctx), ctx)
+        logits_TN, extras = self.logits(x_TD if noise is None else noise.inputs(x_TD, ctx), ctx), {}
         if noise is not None:
-            logits_TN = noise.logits(logits_TN, x_TD, ctx)
+            clean_TN = logits_TN
+            logits_TN, std_TN = noise.draw(clean_TN, x_TD, ctx)
+            extras = {} if std_TN is None else {"clean_TN": clean_TN, "noise_std_TN": std_TN}
         scores_TN = self.score(logits_TN)
-        expert_TK = ctx.memo("select", lambda: self.select(scores_TN.detach(), ctx))
+        dropped_TN = ctx.memo("dropped", lambda: self.dropped(scores_TN, ctx))
+
+        def choose() -> Tensor:
+            choice_TN = self.preference(scores_TN.detach(), logits_TN.detach(), ctx)
+            return self.select(choice_TN if dropped_TN is None else choice_TN.masked_fill(dropped_TN, -torch.inf), ctx)
+
+        expert_TK = ctx.memo("select", choose)
         weight_TK = self.weigh(scores_TN, logits_TN, expert_TK)
-        kept_TK = ctx.memo("keep", lambda: self.keep(expert_TK, ctx))
-        plan = SparsePlan.from_topk(expert_TK, weight_TK, self.num_experts, kept_TK)
-        return Routing(plan, logits_TN, self.loss_scores(scores_TN, logits_TN))
+        if dropped_TN is not None:
+            weight_TK = weight_TK.masked_fill(dropped_TN.gather(1, expert_TK), 0)
+        kept_TK = ctx.memo("keep", lambda: self.keep(expert_TK, scores_TN.detach(), ctx))
+        plan = SparsePlan.from_topk(
+            expert_TK, weight_TK, self.num_experts, kept_TK, scale_input=self.scale_input
+        )
+        return Routing(plan, logits_TN, self.loss_scores(scores_TN, logits_TN), extras)
 
     def expected_load(self) -> list[float]:
         return [self.top_k / self.num_experts] * self.num_experts

@@ -13,8 +13,11 @@ from torch import Tensor
 from libmoe.core.context import ForwardContext, LayerContext, options
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Routing
+from libmoe.core.seeding import seeded
 from libmoe.core.statistics import StepStatistics
+from libmoe.experts import FFNExperts
 from libmoe.losses import Loss
+from libmoe.losses.gradient import GradientLoss, Seen
 from libmoe.routers import TopKRouter
 from libmoe.testing.checks import Checks, Skip, assert_close
 from libmoe.testing.probes import Side, default_side
@@ -37,6 +40,8 @@ def check_loss(
     Every scope: padding, packing several documents in a row, the order of sequences, recomputation.  ``sequence``:
     also any split into micro-batches.  ``rank`` and ``global_batch`` with ``needs_step_counts``: any split, once the
     step has been counted.
+
+    A loss of the main loss's gradient is shown one for each token, and feed-forward experts.
 
     Args:
         loss: with any coefficient.
@@ -126,6 +131,7 @@ class _Probe:
         self.loss, self.make_routing, self.dim, self.side = loss, make_routing, dim, side
         generator = torch.Generator().manual_seed(4)
         self.x_TD = torch.randn(sum(LENGTHS), dim, generator=generator, dtype=torch.float64)
+        self.grad_TD = torch.randn(sum(LENGTHS), dim, generator=generator, dtype=torch.float64)
         self.starts = [sum(LENGTHS[:i]) for i in range(len(LENGTHS))]
 
     @cached_property
@@ -163,9 +169,18 @@ class _Probe:
 
     # -- measuring ---------------------------------------------------------------------------------------
     def compute(self, batch: _Batch, ctx: LayerContext | None = None) -> tuple[Tensor, Tensor]:
-        x_TD = batch.x_BLD.reshape(-1, self.dim)
-        ctx = ctx or batch.context()
-        return self.loss.compute(self.make_routing(x_TD, ctx), ctx)
+        return self._compute(batch, batch.x_BLD.reshape(-1, self.dim), ctx or batch.context())
+
+    def _compute(self, batch: _Batch, x_TD: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor]:
+        routing = self.make_routing(x_TD, ctx)
+        if not isinstance(self.loss, GradientLoss):
+            return self.loss.compute(routing, ctx)
+        place_T = batch.place_BL.reshape(-1)
+        junk_TD = 3 * torch.randn(len(place_T), self.dim, dtype=torch.float64)
+        grad_TD = torch.where((place_T >= 0).unsqueeze(1), self.grad_TD[place_T.clamp_min(0)], junk_TD)
+        with seeded(0, "experts"):
+            experts = FFNExperts(routing.plan.num_experts, self.dim, 8, init_std=None).double()
+        return self.loss.compute_seeing(routing, ctx, Seen(x_TD.detach(), grad_TD, experts))
 
     def measure(self, *batches: _Batch, statistics: StepStatistics | None = None) -> _Measured:
         """Sum of numerators over sum of denominators, with the gradient with respect to the tokens."""
@@ -173,12 +188,13 @@ class _Probe:
         for batch in batches:
             x_TD = batch.x_BLD.reshape(-1, self.dim).requires_grad_()
             ctx = batch.context(statistics)
-            numerator, denominator = self.loss.compute(self.make_routing(x_TD, ctx), ctx)
+            numerator, denominator = self._compute(batch, x_TD, ctx)
             numerators.append(numerator)
             denominators.append(denominator.detach())
             leaves.append(x_TD)
         value = torch.stack(numerators).sum() / torch.stack(denominators).sum()
-        grads = torch.autograd.grad(value, leaves, allow_unused=True)
+        constant = [None] * len(leaves)  # at this routing: what the loss teaches may need noise, say
+        grads = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else constant
         grad_TD, padding_grad = torch.zeros_like(self.x_TD), 0.0
         for batch, grad in zip(batches, grads, strict=True):
             if grad is None:

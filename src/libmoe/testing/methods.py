@@ -62,13 +62,13 @@ def check_method(
         probe.check_controllers()
     layers = [layer for _, layer in moe_layers(probe.build())]
     if layers:
-        router = layers[0].router
-        _include(checks, "router", lambda: check_router(router, dim=dim, side=side))
-        _include(checks, "experts", lambda: check_experts(layers[0].experts, dim))
+        router, width = layers[0].router, dim // layers[0].parts
+        _include(checks, "router", lambda: check_router(router, dim=width, side=side))
+        _include(checks, "experts", lambda: check_experts(layers[0].experts, width))
         route = copy.deepcopy(router).double().eval()
         for loss in layers[0].losses:
             if loss.coefficient > 0:
-                _include(checks, f"{loss.name} loss", partial(check_loss, loss, route, dim=dim, side=side))
+                _include(checks, f"{loss.name} loss", partial(check_loss, loss, route, dim=width, side=side))
     facts = METHODS.info(name).facts
     if facts.get("exact_upcycling"):
         with checks("gives the dense output when every expert is the dense FFN"):
@@ -195,7 +195,9 @@ class _Probe:
                 controller.before_step(info)
             statistics = StepStatistics()
             self.run(model, statistics=statistics).square().mean().backward()
-            info.step, info.loads = step + 1, statistics.reduced()
+            info.step, info.loads, info.statistics = step + 1, statistics.reduced(), statistics
+            for controller in controllers:
+                controller.after_backward(info)
             for controller in controllers:
                 controller.after_step(info)
         states = [controller.state_dict() for controller in controllers]

@@ -60,7 +60,8 @@ class Stack(nn.Module):
 
 
 def site(dim: int, index: int = 0, count: int = 1, seed: int | None = 0) -> Site:
-    return Site(dim, 2 * dim, index=index, count=count, path=f"layers.{index}", init_std=0.2, seed=seed)
+    path = f"layers.{index}"
+    return Site(dim, 2 * dim, index=index, count=count, path=path, init_std=0.2, seed=seed, vocab_size=VOCABULARY)
 
 
 def as_layers(target: Target, dim: int) -> list[nn.Module]:

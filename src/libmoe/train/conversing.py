@@ -75,8 +75,9 @@ def open_source(
 
     if config.source == "scenes":
         tasks = TASKS if config.tasks is None else tuple(config.tasks)
-        return SceneConversations(split, seed, size, tasks, config.captions, config.rows)
-    if config.tasks is not None or config.captions:
+        asked = config.captions == "last" and split != "train"  # what is measured are the answers
+        return SceneConversations(split, seed, size, tasks, "none" if asked else config.captions, config.rows)
+    if config.tasks is not None or config.captions != "none":
         raise ConfigError(f"data.conversations: tasks and captions belong to 'scenes', not to {config.source!r}")
     if config.source in NAMED:
         if config.images is None:
@@ -106,7 +107,7 @@ def processor(layout: ImageLayout, pixels: Any, tokenizer: Any) -> Any:
         tokenizer=tokenizer,
         patch_size=layout.patch,
         vision_feature_select_strategy="default" if layout.drops_class_token else "full",
-        num_additional_image_tokens=int(layout.class_token),
+        num_additional_image_tokens=layout.beyond_grid,
         image_token=IMAGE,
     )
 

@@ -130,6 +130,8 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
                 state.loss = accumulate(
                     module, batches, totals, statistics, recipe, world, state.step, session.counting
                 )
+            for controller in session.controllers:
+                controller.after_backward(info)
             norm = float(parallel.clip_gradients(model, cfg.clip))
             if not (math.isfinite(state.loss) and math.isfinite(norm)):
                 raise _failure(session, run, logs, batches, norm)

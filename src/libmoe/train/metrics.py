@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from libmoe.core.balance import dead, entropy, max_violation, shares
 from libmoe.core.errors import CheckpointError
 from libmoe.core.files import to_json
-from libmoe.core.statistics import LayerLoad, StepStatistics, all_reduce_sum
+from libmoe.core.statistics import LayerLoad, StepStatistics
 
 
 class JsonLines:
@@ -79,13 +77,7 @@ def balance(loads: Mapping[int, LayerLoad]) -> dict[str, dict[str, Any]]:
 
 def auxiliary_losses(statistics: StepStatistics) -> dict[str, float]:
     """Mean over layers of each auxiliary loss of the step, over all ranks and without its coefficient."""
-    keys = sorted(statistics.losses)
-    if not keys:
-        return {}
-    parts = torch.stack([torch.stack([part.double() for part in statistics.losses[key]]) for key in keys])
-    parts = all_reduce_sum(parts)
-    values = (parts[:, 0] / parts[:, 1].clamp_min(1e-12)).tolist()
     means: dict[str, list[float]] = {}
-    for (_, name), value in zip(keys, values):
+    for (_, name), value in statistics.mean_losses().items():
         means.setdefault(name, []).append(value)
     return {name: short(sum(v) / len(v)) for name, v in means.items()}

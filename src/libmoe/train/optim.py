@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from libmoe.models.trainable import hold_rows
 from libmoe.train.recipe import TrainConfig
 
 
@@ -52,10 +53,12 @@ def parameter_groups(model: nn.Module, roles: Mapping[str, str], config: TrainCo
 
 
 def build_optimizer(model: nn.Module, roles: Mapping[str, str], config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW over :func:`parameter_groups`."""
-    return torch.optim.AdamW(
+    """Fused AdamW over :func:`parameter_groups`; experts frozen inside a stack stay as they are."""
+    optimizer = torch.optim.AdamW(
         parameter_groups(model, roles, config), lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True
     )
+    hold_rows(model, optimizer)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -17,6 +17,7 @@ from libmoe.methods import METHODS, create
 from libmoe.models.backbones import BackboneConfig
 from libmoe.models.trainable import check_parts
 from libmoe.ops import AUTO, backends
+from libmoe.peft import InstanceLoRA
 from libmoe.train.schedule import Schedule
 
 
@@ -45,7 +46,8 @@ class ConversationConfig:
             a published set (``llava-558k``, ``allava``, ``llava-665k``, ``llava-332k``).
         images: folder with the images (of a published set: the folder that holds all of it).
         template: how turns are written: ``plain``, ``vicuna-v1``, ``phi3``, or ``tokenizer`` for its own.
-        rows: rows of ``scenes``; ``tasks``: what they ask about, ``None`` for all; ``captions``: descriptions instead.
+        rows: rows of ``scenes``; ``tasks``: what they ask about, ``None`` for all; ``captions``: descriptions
+            instead (``alone``), after the questions (``last``) or not at all (``none``).
         aspect: images that are not square: ``pad`` or ``stretch``.
         group_by_length: rows of about equal length share a batch.
     """
@@ -55,7 +57,7 @@ class ConversationConfig:
     template: str = "plain"
     rows: int = 50_000
     tasks: list[str] | None = None
-    captions: bool = False
+    captions: Literal["none", "alone", "last"] = "none"
     aspect: Literal["pad", "stretch"] = "pad"
     group_by_length: bool = True
 
@@ -230,17 +232,23 @@ class EvalConfig:
 
 @dataclass
 class Recipe:
-    """A run: which model, which method, which data, how long, how it is measured, which seed."""
+    """A run: which model, which method, which data, how long, how it is measured, which seed.
+
+    ``peft`` trains adapters beside the frozen model, chosen by the instruction of each conversation.
+    """
 
     name: str = "run"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    peft: InstanceLoRA | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.peft is not None and self.data.conversations is None:
+            raise ConfigError("peft chooses experts by the instruction of a conversation; set data.conversations")
         longest = self.backbone.max_position_embeddings
         if self.backbone.checkpoint is None and longest is not None and self.data.seq_len > longest:
             raise ConfigError(

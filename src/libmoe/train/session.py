@@ -66,7 +66,8 @@ class Session:
         self.num_micro = micro_batches(cfg, world.size)
         self.counting = needs_counting(self.model, recipe, self.num_micro)
         self.state = RunState()
-        self.info = StepInfo(self.model, self.optimizer, step=0, total_steps=cfg.steps)
+        self.info = StepInfo(self.model, self.optimizer, total_steps=cfg.steps, statistics=self.statistics)
+        self.info.token_shares = self.data.loader.token_shares
         if start is None:
             self._start_controllers()
         else:

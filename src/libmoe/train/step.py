@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from libmoe.core.context import options
 from libmoe.core.seeding import derive_seed
 from libmoe.core.statistics import StepStatistics, all_reduce_sum
+from libmoe.core.tokens import before_targets
 from libmoe.layers import moe_layers
 from libmoe.train import parallel
 from libmoe.train.parallel import World
@@ -25,6 +26,13 @@ Batch = Mapping[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values")
 SIDES = {"domain_ids": "domain", "modality_ids": "modality"}
 """What routers and recorders may know of the tokens besides, by its name in the batch."""
+
+
+def side_inputs(batch: Batch) -> dict[str, Tensor]:
+    """Side inputs of a forward pass: what the batch says of its tokens, and which are before a row's first answer."""
+    side = {name: batch[key] for key, name in SIDES.items() if key in batch}
+    predicted = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    return {**side, "instruction": before_targets(predicted)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def accumulate(
     def forward(index: int) -> Tensor:
         batch = {k: v.to(world.device, non_blocking=True) for k, v in batches[index].items()}
         seed_everything(world.device, recipe.seed, "step", step, world.rank, index)
-        side = {name: batch[key] for key, name in SIDES.items() if key in batch}
+        side = side_inputs(batch)
         with parallel.precision(world, recipe.train.dtype), options(side=side):
             return next_token_loss(module, batch)
 

@@ -67,7 +67,7 @@ def activation_bytes(model: nn.Module, rows: int, seq_len: int) -> int:
         """The rest of the layer is only counted."""
         dim = hidden_states.shape[-1]
         routed.append(_routed_bytes(layer, hidden_states.numel() // dim, dim))
-        return hidden_states if layer.shared is None else hidden_states + layer.shared(hidden_states)
+        return layer.with_shared(hidden_states, hidden_states)
 
     # Attention keeps other things on other devices, so tensors without data pretend to be where training would be.
     device = "cuda" if torch.cuda.is_available() else "cpu"

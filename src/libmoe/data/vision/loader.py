@@ -136,6 +136,14 @@ class ConversationLoader:
         rows = [self._row(index, length) for index in indices[first : first + size]]
         return collate(rows, length, padding=padding_id(self.tokenizer), image=self._encoder.image_id)
 
+    def token_shares(self) -> torch.Tensor:
+        """Share of each token id in the rows' texts, an image's placeholders included: float64 ``[ids]``."""
+        found = np.zeros(len(self.tokenizer))
+        for number in self._numbers:
+            ids, _ = self._encoder(self.source.row(int(number)))
+            found += np.bincount(ids, minlength=len(found))
+        return torch.from_numpy(found / max(1.0, found.sum()))
+
     # --- the rows ---
 
     def _make_order(self, epoch: int) -> np.ndarray:

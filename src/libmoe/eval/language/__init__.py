@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from libmoe.eval.language.gap import Difference, Gaps, Measured, decompose
 from libmoe.eval.language.harness_problems import HarnessMatch, problems_of, stop_texts
+from libmoe.eval.language.open_answers import answer_words, token_recall
 from libmoe.eval.language.perplexity import Perplexities, Perplexity, perplexity
 from libmoe.eval.language.python_tests import PythonTests
 from libmoe.eval.language.sampling import Sampling, Solved, solve
@@ -34,6 +35,7 @@ __all__ = [
     "TokensPerParameter",
     "Verdict",
     "Verifier",
+    "answer_words",
     "decompose",
     "fit_optimum",
     "perplexity",
@@ -41,5 +43,6 @@ __all__ = [
     "solve",
     "stop_texts",
     "task_loss",
+    "token_recall",
     "tokens_per_parameter",
 ]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.core.site import Site
-from libmoe.experts import FFNExperts
+from libmoe.experts import FFNExperts, SlicedExperts
 from libmoe.layers import MoELayer
+from libmoe.models.detect import vocab_size
 
 
 class NotExpressibleError(ConfigError):
@@ -162,6 +163,7 @@ class Block:
             count=count,
             path=self.path,
             seed=seed,
+            vocab_size=vocab_size(self.model),
         )
 
     def place(self, layer: nn.Module) -> None:
@@ -172,11 +174,13 @@ class Block:
 def check_experts(layer: MoELayer, model_type: str, *, gated: bool = True) -> None:
     """Plain experts of one width and form, without biases."""
     experts = layer.experts
-    if type(experts) is not FFNExperts or experts.gated != gated:
+    if type(experts) not in (FFNExperts, SlicedExperts) or experts.gated != gated:
         form = "gated" if gated else "ungated"
         raise NotExpressibleError(f"{model_type} has {form} feed-forward experts, here they are {experts}")
     if experts.b_in is not None:
         raise NotExpressibleError(f"experts of {model_type} have no biases, these do")
+    if layer.mix is not None or getattr(layer.router, "scale_input", False):
+        raise NotExpressibleError(f"{model_type} adds its experts' outputs, weighted; this layer does something else")
     if layer.estimator is not None:
         raise NotExpressibleError(
             f"{model_type} knows no gradient estimators ({type(layer.estimator).__name__})"

@@ -1,0 +1,126 @@
+"""Losses on how unevenly experts are used: squared coefficients of variation (arXiv 1701.06538 §4 and appendix A)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from libmoe.core.errors import ConfigError, unknown
+from libmoe.core.plan import SparsePlan
+from libmoe.losses.base import Loss, Scope
+from libmoe.losses.frequency import group_sums, real_tokens
+
+if TYPE_CHECKING:
+    from libmoe.core.context import LayerContext
+    from libmoe.core.routing import Routing
+
+Of = Literal["gates", "scores"]
+Threshold = Literal["excluding", "kth"]
+
+
+def squared_variation(mass_GN: Tensor) -> Tensor:
+    """``[G]``: variance (of a sample: N - 1 below) over squared mean; 0 for a single expert."""
+    if mass_GN.shape[-1] < 2:
+        return mass_GN.sum(-1) * 0
+    return mass_GN.var(dim=-1) / (mass_GN.mean(dim=-1).square() + 1e-10)
+
+
+class VariationLoss(Loss):
+    """Base of losses ``CV^2`` of what each expert gets from the tokens of the scope; see :meth:`mass`.
+
+    Args:
+        scope: ``sequence`` or ``micro_batch``; a sequence counts by its tokens.
+    """
+
+    name = "variation"
+
+    def __init__(self, coefficient: float, scope: Scope = "micro_batch") -> None:
+        super().__init__(coefficient, scope)
+        if scope not in ("sequence", "micro_batch"):
+            raise ConfigError(f"{self.name}: scope {scope!r} is not known here; use 'sequence' or 'micro_batch'")
+
+    def mass(self, routing: Routing) -> Tensor:
+        """``[T, N]``: what each token gives to each expert."""
+        raise NotImplementedError(f"{type(self).__name__} defines no mass()")
+
+    def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
+        real_TN, tokens = real_tokens(self.mass(routing), ctx)
+        if self.scope == "micro_batch" or not len(real_TN):
+            return squared_variation(real_TN.sum(0, keepdim=True)).sum() * tokens, tokens
+        group_T = ctx.sequence_T.to(real_TN.device)
+        groups = int(group_T[-1]) + 1
+        tokens_G = torch.bincount(group_T if ctx.mask_T is None else group_T[ctx.mask_T], minlength=groups)
+        return (squared_variation(group_sums(real_TN, group_T, groups)) * tokens_G).sum(), tokens
+
+    def _sparse(self, routing: Routing) -> SparsePlan:
+        if not isinstance(routing.plan, SparsePlan):
+            raise ConfigError(f"{self.name} loss needs a sparse plan; this router gives another kind")
+        return routing.plan
+
+
+class ImportanceLoss(VariationLoss):
+    """``CV^2`` of each expert's sum of weights over the tokens (arXiv 1701.06538 eq. 6-7).
+
+    Args:
+        of: ``gates``, the weights of the chosen experts, or ``scores``, probabilities of all, before noise if there
+            was any (arXiv 2106.05974; arXiv 2206.03382).
+    """
+
+    name = "importance"
+
+    def __init__(self, coefficient: float, scope: Scope = "micro_batch", of: Of = "gates") -> None:
+        super().__init__(coefficient, scope)
+        if of not in ("gates", "scores"):
+            raise unknown("kind of importance", of, ["gates", "scores"])
+        self.of = of
+
+    def mass(self, routing: Routing) -> Tensor:
+        if self.of == "gates":
+            plan = self._sparse(routing)
+            empty_TN = plan.weight_A.new_zeros(plan.num_tokens, plan.num_experts)
+            return empty_TN.index_put((plan.token_A, plan.expert_A), plan.weight_A, accumulate=True)
+        clean_TN = routing.extras.get("clean_TN")
+        scores_TN = routing.scores_TN if clean_TN is None else clean_TN.softmax(dim=-1)
+        if scores_TN is None:
+            raise ConfigError(f"{self.name} loss of scores needs scores; this router gives none")
+        return scores_TN
+
+
+class LoadLoss(VariationLoss):
+    """``CV^2`` of each expert's expected number of tokens, if the noise of the gate were drawn once more.
+
+    A token counts with the probability ``Phi((clean_i - threshold_i) / std_i)`` that its logit i would be among the k
+    largest.  Without normal noise on the logits, and where k = N, tokens are counted as they are, and nothing is
+    learned.
+
+    Args:
+        threshold: ``excluding``, the k-th largest of the *other* noisy logits (arXiv 1701.06538 eq. 8-9), or ``kth``,
+            the k-th largest of all (arXiv 2106.05974 appendix A).
+    """
+
+    name = "load"
+
+    def __init__(
+        self, coefficient: float, scope: Scope = "micro_batch", threshold: Threshold = "excluding"
+    ) -> None:
+        super().__init__(coefficient, scope)
+        if threshold not in ("excluding", "kth"):
+            raise unknown("threshold", threshold, ["excluding", "kth"])
+        self.threshold = threshold
+
+    def mass(self, routing: Routing) -> Tensor:
+        plan, noisy_TN = self._sparse(routing), routing.logits_TN
+        clean_TN, std_TN = routing.extras.get("clean_TN"), routing.extras.get("noise_std_TN")
+        if plan.k is None or noisy_TN is None:
+            raise ConfigError(f"{self.name} loss needs logits and a plan with a fixed k; this router lacks one of them")
+        if clean_TN is None or std_TN is None or plan.k == plan.num_experts:
+            one_A = torch.ones_like(plan.weight_A).detach()
+            count_TN = one_A.new_zeros(plan.num_tokens, plan.num_experts)
+            return count_TN.index_put((plan.token_A, plan.expert_A), one_A, accumulate=True)
+        top_TK = noisy_TN.topk(plan.k + 1, dim=-1).values
+        bar_TN = top_TK[:, plan.k - 1 : plan.k]
+        if self.threshold == "excluding":  # of a chosen expert: the (k + 1)-th of all
+            bar_TN = torch.where(noisy_TN > top_TK[:, plan.k :], top_TK[:, plan.k :], bar_TN)
+        return torch.special.ndtr((clean_TN - bar_TN) / std_TN)
