@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from libmoe.core.errors import LibMoEError
 from libmoe.core.seeding import seeded
 from libmoe.data.vision.images import load_image_processor, make_image_processor
 from libmoe.data.vision.scenes.drawing import SIZE, draw
@@ -49,6 +51,13 @@ def main() -> None:
     if (options.out / "config.json").is_file():
         print(f"{options.out} is there already")
         return
+    try:
+        make(options)
+    except LibMoEError as error:
+        sys.exit(f"error: {error}")
+
+
+def make(options: argparse.Namespace) -> None:
     if options.start:
         config = VisionConfig(checkpoint=options.start, image_size=SIZE, layers=options.layers)
         told = load_image_processor(options.start)
