@@ -59,6 +59,6 @@ def test_it_is_saved_with_its_processor_and_made_once(
 
 
 def test_a_start_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="error: .*nowhere"):
+    with pytest.raises(SystemExit, match=r"error: .*nowhere"):
         make(monkeypatch, tmp_path / "encoder", "--start", str(tmp_path / "nowhere"))
     assert not (tmp_path / "encoder").exists()
