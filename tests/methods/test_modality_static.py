@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import libmoe
+from image_models import IMAGE, image_batch, image_model
 from libmoe.core.context import ForwardContext, use
 from libmoe.core.errors import ConfigError
 from libmoe.core.interventions import BanExperts
@@ -18,34 +19,10 @@ from libmoe.data.vision import tokens as data_tokens
 from libmoe.layers import MoELayer, moe_layers
 from libmoe.models import modality
 from libmoe.models.accounting import flop_counter
-from libmoe.models.backbones import BackboneConfig, build_backbone
-from libmoe.models.encoders import VisionConfig
 from libmoe.models.trainable import freeze_others
 from libmoe.routers.modality_static import ModalityStaticRouter
 
-IMAGE, PATCHES, D = 96, 16, 16
-
-
-def llava(width: int = 32) -> Any:
-    """A dense model that reads images; its matrices are large, so that what it sees matters."""
-    vision = VisionConfig(None, "siglip_vision_model", hidden_size=width, num_hidden_layers=1, image_size=56)
-    model = build_backbone(BackboneConfig(hidden_size=32, num_hidden_layers=2, vocab_size=IMAGE + 1, vision=vision))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.eval()
-
-
-def batch(image: bool = True) -> dict[str, Tensor]:
-    """Two rows of text, with an image near the beginning; the last row ends in padding."""
-    ids = torch.randint(0, IMAGE, (2, 28))
-    mask = torch.ones_like(ids)
-    mask[-1, 24:] = 0
-    if not image:
-        return {"input_ids": ids, "attention_mask": mask}
-    ids[:, 3 : 3 + PATCHES] = IMAGE
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.randn(2, 3, 56, 56)}
+D = 16
 
 
 def experts_of(model: Any, name: str = "modality-static") -> Any:
@@ -56,7 +33,7 @@ def train(model: Any, parts: list[str], steps: int = 3, image: bool = True) -> N
     freeze_others(model, parts)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.5)
     for _ in range(steps):
-        given = batch(image)
+        given = image_batch(image)
         model(**given, labels=given["input_ids"].masked_fill(given["input_ids"] == IMAGE, -100)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -73,15 +50,15 @@ def run(module: nn.Module, x_BLD: Tensor, mask: Tensor | None = None, **side: Te
 
 
 def test_right_after_cloning_any_mixed_input_gives_what_the_dense_model_does() -> None:
-    model, given = llava(), batch()
+    model, given = image_model(), image_batch()
     dense = model(**given).logits
     assert (experts_of(model)(**given).logits - dense).abs().max() <= 1e-6 * dense.abs().max()
 
 
 def test_text_alone_never_touches_visual_weights() -> None:
     """No gradient; and after the visual expert was trained on images, the same bits as before: nothing is forgotten."""
-    dense = llava()
-    model, text = experts_of(dense), batch(image=False)
+    dense = image_model()
+    model, text = experts_of(dense), image_batch(image=False)
     before, base = model(**text).logits.detach(), dense(**text).logits
     model(**text, labels=text["input_ids"]).loss.backward()
     for _, own in moe_layers(model):
@@ -89,7 +66,7 @@ def test_text_alone_never_touches_visual_weights() -> None:
         assert all(not p.grad.any() for p in visual.parameters())
         assert all(p.grad.any() for p in language.parameters())
     model.zero_grad()
-    picture = batch()
+    picture = image_batch()
     first = model(**picture).logits.detach()
     train(model.train(), ["vision", "connector", "experts:1"])
     after = model.eval()(**text).logits
@@ -101,7 +78,7 @@ def test_text_alone_never_touches_visual_weights() -> None:
 
 
 def test_the_first_stage_trains_encoder_connector_and_visual_expert_alone() -> None:
-    model = experts_of(llava()).train()
+    model = experts_of(image_model()).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, ["vision", "connector", "experts:1"])
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -169,7 +146,7 @@ def test_any_number_that_is_known_before_can_stand_for_the_modality() -> None:
 
 def test_a_model_tells_the_modality_of_its_tokens_itself() -> None:
     """From the image token, in training, in generation with a cache, and after a caller said otherwise."""
-    model, given = experts_of(llava()), batch()
+    model, given = experts_of(image_model()), image_batch()
     seen: list[Tensor] = []
     watch = {"recorders": [lambda ctx, routing: seen.append(routing.plan.expert_A.view(ctx.batch_shape))]}
     with libmoe.options(**watch):
@@ -189,14 +166,14 @@ def test_a_model_tells_the_modality_of_its_tokens_itself() -> None:
 def test_numbers_of_modalities_are_those_of_the_batches() -> None:
     names = ("TEXT", "PATCH", "PADDING")
     assert [getattr(data_tokens, name) for name in names] == [modality.TEXT, modality.IMAGE, modality.PADDING]
-    given = batch()
+    given = image_batch()
     told = modality.modality(given["input_ids"], given["attention_mask"], IMAGE)
     expected = torch.where(given["input_ids"] == IMAGE, 1, 0).masked_fill(given["attention_mask"] == 0, 2)
     assert torch.equal(told, expected)
 
 
 def test_layers_share_one_plan_unless_somebody_intervenes() -> None:
-    model, given = experts_of(llava()), batch()
+    model, given = experts_of(image_model()), image_batch()
     plans: list[Any] = []
     watch = {"recorders": [lambda ctx, routing: plans.append(routing.plan)]}
     with libmoe.options(**watch):
@@ -209,7 +186,7 @@ def test_layers_share_one_plan_unless_somebody_intervenes() -> None:
 
 def test_left_padding_and_cached_decoding_agree_with_one_pass() -> None:
     """Logits of the last token: all at once, and after a cache was filled with the rest of a padded row."""
-    model, given = experts_of(llava()), {k: v[:1] for k, v in batch().items()}
+    model, given = experts_of(image_model()), {k: v[:1] for k, v in image_batch().items()}
     with torch.no_grad():
         for _, own in moe_layers(model):
             for p in own.experts.parts[1].parameters():
@@ -237,4 +214,4 @@ def test_what_has_no_meaning_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="missing=2 must be an expert, 0 to 1"):
         ModalityStaticRouter(2, missing=2)
     with pytest.raises(ConfigError, match=r"all tokens of a connector have one modality"):
-        libmoe.moeify(llava(48), "modality-static", where="connector")
+        libmoe.moeify(image_model(48), "modality-static", where="connector")

@@ -11,45 +11,23 @@ import torch
 from torch import Tensor, nn
 
 import libmoe
+from image_models import IMAGE, PATCHES, image_batch, image_model
 from libmoe.core.errors import ConfigError
 from libmoe.layers import MoELayer, moe_layers
 from libmoe.models import account, load, moeify, save
 from libmoe.models.accounting import flop_counter
 from libmoe.models.attention_experts import add_attention_experts, block_of, find_attentions
-from libmoe.models.backbones import BackboneConfig, build_backbone
-from libmoe.models.encoders import VisionConfig
 from libmoe.models.record import make_edit
 from libmoe.models.trainable import freeze_others
 from libmoe.train.parallel import recompute_blocks
 
-IMAGE, PATCHES = 96, 16
 FORMS = ["llama", "phi3", "gpt2", "gpt_neox", "opt", "qwen3", "vit"]
 
 
 @pytest.fixture
 def vlm() -> Any:
     """Reads images; keys and values are narrower than queries."""
-    vision = VisionConfig(None, "siglip_vision_model", hidden_size=48, num_hidden_layers=1, image_size=56)
-    model = build_backbone(
-        BackboneConfig(
-            hidden_size=32, num_hidden_layers=2, num_key_value_heads=2, vocab_size=IMAGE + 1, vision=vision
-        )
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.eval()
-
-
-def batch(image: bool = True) -> dict[str, Tensor]:
-    ids = torch.randint(0, IMAGE, (2, 28))
-    mask = torch.ones_like(ids)
-    mask[-1, 24:] = 0
-    if not image:
-        return {"input_ids": ids, "attention_mask": mask}
-    ids[:, 3 : 3 + PATCHES] = IMAGE
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.randn(2, 3, 56, 56)}
+    return image_model(48, num_key_value_heads=2)
 
 
 def with_experts(model: Any, apart: bool = False) -> Any:
@@ -66,7 +44,7 @@ def attentions(model: nn.Module) -> list[MoELayer]:
 
 
 def test_right_after_cloning_any_mixed_input_gives_what_the_dense_model_does(vlm: Any) -> None:
-    given, new = batch(), with_experts(vlm)
+    given, new = image_batch(), with_experts(vlm)
     dense = vlm(**given).logits
     assert len(attentions(new)) == 8 and len(list(moe_layers(new))) == 10
     assert (new(**given).logits - dense).abs().max() <= 1e-6 * dense.abs().max()
@@ -91,7 +69,7 @@ def test_every_form_of_attention_computes_what_it_did_and_comes_back(
 
 def test_text_alone_never_touches_visual_weights(vlm: Any) -> None:
     """All visual experts are trained with the text weights frozen (EViP++): text keeps its bits."""
-    model, text, given = with_experts(vlm).train(), batch(image=False), batch()
+    model, text, given = with_experts(vlm).train(), image_batch(image=False), image_batch()
     before = model(**text).logits
     before.sum().backward()
     for layer in attentions(model):
@@ -124,7 +102,7 @@ class Blend(nn.Module):
 
 
 def test_gathering_gives_what_blending_does(vlm: Any) -> None:
-    given, model = batch(), with_experts(vlm, apart=True)
+    given, model = image_batch(), with_experts(vlm, apart=True)
     blended = copy.deepcopy(model)
     for path, layer in list(moe_layers(blended)):
         if "attn" in path:
@@ -146,7 +124,7 @@ def test_gathering_gives_what_blending_does(vlm: Any) -> None:
 @torch.no_grad()
 def test_attention_mixes_modalities(vlm: Any) -> None:
     """What a patch shows changes the text after it, not the text before."""
-    model, given = with_experts(vlm, apart=True), batch()
+    model, given = with_experts(vlm, apart=True), image_batch()
     given["attention_mask"][:] = 1
     first = model(**given).logits
     given["pixel_values"][0, :, :14, :14] += 1.0  # the first patch
@@ -158,7 +136,7 @@ def test_attention_mixes_modalities(vlm: Any) -> None:
 @torch.no_grad()
 def test_switching_the_modality_of_one_token_changes_its_projections_alone(vlm: Any) -> None:
     """In the first block: queries, keys and values of that token; where attention mixes them, all later tokens."""
-    model, given = with_experts(vlm, apart=True), batch(image=False)
+    model, given = with_experts(vlm, apart=True), image_batch(image=False)
     seen: dict[str, list[Tensor]] = {}
     attention = model.model.language_model.layers[0].self_attn
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -182,7 +160,7 @@ def test_switching_the_modality_of_one_token_changes_its_projections_alone(vlm: 
 
 def test_recomputation_and_half_precision(vlm: Any) -> None:
     """Gradients under activation checkpointing are those without; autocast computes the projections in bfloat16."""
-    model, given = with_experts(vlm, apart=True).train(), batch()
+    model, given = with_experts(vlm, apart=True).train(), image_batch()
 
     def gradients() -> list[Tensor]:
         model.zero_grad()
@@ -200,7 +178,7 @@ def test_recomputation_and_half_precision(vlm: Any) -> None:
 
 
 def test_it_is_saved_loaded_and_generates(vlm: Any, tmp_path: Any) -> None:
-    model, given = with_experts(vlm, apart=True), batch()
+    model, given = with_experts(vlm, apart=True), image_batch()
     again = load(save(model, tmp_path / "model"))
     assert torch.equal(again(**given).logits, model(**given).logits)
     assert again.libmoe.edits == model.libmoe.edits
@@ -217,7 +195,7 @@ def test_it_is_saved_loaded_and_generates(vlm: Any, tmp_path: Any) -> None:
 
 def test_a_later_stage_takes_the_model_as_it_is(vlm: Any, tmp_path: Any) -> None:
     model = load(save(with_experts(vlm, apart=True), tmp_path / "model"))
-    given = batch()
+    given = image_batch()
     before = model(**given).logits
     assert moeify(model, "mono-internvl-1.5", where="language", init="copy", seed=9) is model
     assert torch.equal(model(**given).logits, before)

@@ -46,14 +46,16 @@ class FFN(nn.Module):
         self.b_in = nn.Parameter(torch.zeros(self.w_in.shape[0])) if bias else None
         self.b_out = nn.Parameter(torch.zeros(out)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def hidden_units(self, x: Tensor) -> Tensor:
+        """What the output matrix reads: ``[..., H]``."""
         h = F.linear(x, self.w_in, self.b_in)
         if self.gated:
             gate, up = h.chunk(2, dim=-1)
-            h = self.act(gate) * up
-        else:
-            h = self.act(h)
-        return F.linear(h, self.w_out, self.b_out)
+            return self.act(gate) * up
+        return self.act(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.hidden_units(x), self.w_out, self.b_out)
 
 
 class SharedExpert(nn.Module):

@@ -34,17 +34,8 @@ class TopKFFN(FFN):
 
     def hidden_units(self, x: Tensor) -> Tensor:
         """The hidden units that stay, zeros elsewhere: ``[..., H]``."""
-        h = F.linear(x, self.w_in, self.b_in)
-        if self.gated:
-            gate, up = h.chunk(2, dim=-1)
-            h = self.act(gate) * up
-        else:
-            h = self.act(h)
-        h = F.dropout(h, self.dropout, self.training)
+        h = F.dropout(super().hidden_units(x), self.dropout, self.training)
         with torch.no_grad():
             rank = h * self.w_out.norm(dim=0).to(h.dtype) if self.by_norm else h
             kept = torch.zeros_like(h, dtype=torch.bool).scatter(-1, rank.topk(self.active, dim=-1).indices, True)
         return torch.where(kept, h, 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.hidden_units(x), self.w_out, self.b_out)
