@@ -113,7 +113,7 @@ def test_every_method_is_in_the_mini_suite() -> None:
 def test_the_five_routers_are_compared_among_themselves_with_three_seeds() -> None:
     grid = load_grid("libmoe-lm-mini")
     assert grid.families == {"routers": FIVE} and len(grid.seeds) >= 3
-    assert len(load_grid("router-zoo").seeds) >= 5
+    assert len(load_grid("router-zoo").seeds) >= 3
 
 
 def test_what_is_matched_agrees_within_one_per_cent(sized: Sizes) -> None:

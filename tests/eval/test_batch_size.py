@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from comparable import few_experts
 from libmoe.eval.flags import CROSS_BATCH, flags_of
 from libmoe.eval.harness import Settings, evaluate_tasks
 from libmoe.eval.harness.driver import quiet
@@ -40,8 +41,7 @@ def scores(
 
 def build(dense: nn.Module, method: str, options: dict[str, Any]) -> nn.Module:
     """A model in which it matters much which expert a token goes to."""
-    options = options if method == "dense" else {"num_experts": 4, **options}
-    model = moeify(dense, method, options=options, seed=0).eval()
+    model = moeify(dense, method, options=few_experts(method, 4) | options, seed=0).eval()
     with torch.no_grad():
         for _, layer in moe_layers(model):
             for parameter in layer.parameters():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from comparable import few_experts
 from libmoe.eval.flags import CROSS_BATCH, NON_CAUSAL, flags_of
 from libmoe.methods import METHODS
 from libmoe.models import moeify
@@ -20,8 +21,7 @@ def kinds(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_flags_agree_with_the_facts_of_every_method(method: str, dense: nn.Module) -> None:
-    options = {} if method == "dense" else {"num_experts": 4}
-    model = moeify(dense, method, options=options, seed=0)
+    model = moeify(dense, method, options=few_experts(method, 4), seed=0)
     facts = METHODS.info(method).facts
     expected = set()
     if not facts.get("causal", True):

@@ -24,7 +24,7 @@ from libmoe.routers.transport import quadratic_plan, sinkhorn
 
 N, D, B, L = 4, 12, 3, 16
 TOKEN_CHOICE = ["softmax-token-choice", "sinkhorn-token-choice"]
-EXPERT_CHOICE = ["softmax-expert-choice", "sinkhorn-expert-choice", "sparsity-constrained-expert-choice"]
+EXPERT_CHOICE = ["softmax-expert-choice", "sinkhorn-expert-choice", "sparse-expert-choice"]
 SIX = [*TOKEN_CHOICE, *EXPERT_CHOICE, "soft-moe"]
 
 

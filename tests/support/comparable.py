@@ -16,9 +16,11 @@ def comparable(name: str) -> bool:
     return not any(METHODS.info(name).facts.get(fact) for fact in ELSEWHERE)
 
 
-def few_experts(name: str) -> dict[str, Any]:
-    """Eight experts, two of them for a token, where the method has experts and leaves that open."""
-    for wanted in ({"num_experts": 8, "top_k": 2}, {"num_experts": 8}):
+def few_experts(name: str, number: int = 8) -> dict[str, Any]:
+    """So many experts, two of them for a token, where the method has experts and leaves that open."""
+    if name == "soft-moe":  # takes no k, but for the width of its experts
+        return {"num_experts": number}
+    for wanted in ({"num_experts": number, "top_k": 2}, {"num_experts": number}):
         try:
             create(name, wanted)
         except ConfigError:

@@ -1,4 +1,4 @@
-"""``sparsity-constrained-expert-choice``: experts pick from a plan with no more entries than they have places."""
+"""``sparse-expert-choice``: experts pick from a plan with no more entries than they have places."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from libmoe.routers.transport_choice import TransportChoiceRouter
 
 
 @register_method(
-    "sparsity-constrained-expert-choice",
+    "sparse-expert-choice",
     summary="experts pick tokens by a sparse quadratic transport plan, softmax weights",
     paper=101,
-    aliases=("sparse-expert-choice",),
+    aliases=("sparsity-constrained-expert-choice",),
     exact_upcycling=False,
     causal=False,
     batch_independent=True,

@@ -20,6 +20,7 @@ from libmoe.analysis.studies.figures import Figure, Line
 from libmoe.analysis.studies.optimality import Losses, hide_best
 from libmoe.core import context
 from libmoe.core.errors import ConfigError, DataError
+from libmoe.core.options import current_options
 from study_runs import by_domain, constant, run_of, series_of, spread
 
 
@@ -101,7 +102,7 @@ class Scored:
 
     def __call__(self) -> Losses:
         self.calls += 1
-        layers = {i for edit in context._OPTIONS.get().interventions for i in (edit.layers or {0, 1})}
+        layers = {i for edit in current_options().interventions for i in (edit.layers or {0, 1})}
         return Losses([2.0 + (0 in layers), 4.0 + 2 * (0 in layers)], [1.0, 1.0], ["a", "b"])
 
 

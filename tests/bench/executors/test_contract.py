@@ -99,7 +99,10 @@ class Known:
     rows: dict[str, dict[str, Any]] | None = None
 
 
-@pytest.mark.parametrize("name", MAKE)
+CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "slurm")]  # they have tests of their own
+
+
+@pytest.mark.parametrize("name", ["local", *CLUSTERS])
 def test_callbacks_are_those_of_the_contract_and_rows_on_disk_are_the_same_everywhere(
     name: str, mini: Mini, misfits: Path, tmp_path: Path
 ) -> None:
@@ -153,7 +156,7 @@ class EnoughError(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["local", CLUSTERS[0]])
 def test_what_a_callback_raises_comes_through_after_the_cells_have_saved(
     name: str, mini: Mini, misfits: Path, tmp_path: Path
 ) -> None:

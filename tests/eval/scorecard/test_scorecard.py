@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from comparable import few_experts
 from libmoe.core.errors import ConfigError
 from libmoe.eval.scorecard import Preparation, Protocol, Scorecard, markdown, scorecard
 from libmoe.eval.scorecard.energy import JOULES_PER_BYTE, JOULES_PER_FLOP
@@ -61,7 +62,7 @@ def numbers(value: Any) -> list[float]:
 def test_the_identity_has_all_fields_finite_and_changes_nothing(
     method: str, tokenizer: Any, small: Protocol
 ) -> None:
-    model = moeify(backbone(), method, options={"num_experts": 4}, seed=0).eval()
+    model = moeify(backbone(), method, options=few_experts(method, 4), seed=0).eval()
     card = scorecard(model, tokenizer, base=model, protocol=small)
     found = card.to_dict()
     assert set(found) == {field.name for field in fields(Scorecard)}
