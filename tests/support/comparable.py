@@ -12,6 +12,13 @@ ELSEWHERE = ("side_inputs", "adapts", "part", "widthless")
 that have no width by which they could be made as large as others."""
 
 
+KINDS = [
+    "dense", "smoe", "switch", "deepseek-v3", "moe-plus-plus", "remoe", "hash", "expert-prototyping", "top-p-routing",
+    "adamoe", "mh-moe", "stable-moe", "granular-upcycling", "soft-moe", "expert-choice",
+]  # fmt: skip
+"""One method of each kind: for what does not depend on the method but on its kind, and takes a second each."""
+
+
 def comparable(name: str) -> bool:
     return not any(METHODS.info(name).facts.get(fact) for fact in ELSEWHERE)
 

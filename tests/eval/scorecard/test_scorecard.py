@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from comparable import few_experts
+from comparable import KINDS, few_experts
 from libmoe.core.errors import ConfigError
 from libmoe.eval.scorecard import Preparation, Protocol, Scorecard, markdown, scorecard
 from libmoe.eval.scorecard.energy import JOULES_PER_BYTE, JOULES_PER_FLOP
@@ -58,7 +58,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS.names() if name != "dense"])
+@pytest.mark.parametrize("method", [name for name in KINDS if name != "dense"])
 def test_the_identity_has_all_fields_finite_and_changes_nothing(
     method: str, tokenizer: Any, small: Protocol
 ) -> None:
