@@ -5,8 +5,7 @@ PYTHON ?=
 TORCH_SPEC ?= torch==2.13.0
 PIP_TORCH_ARGS ?=
 ARGS ?=
-# For two cores: tests that start processes spend much of their time waiting for them.
-WORKERS ?= 3
+WORKERS ?= 2
 export PYTHON TORCH_SPEC PIP_TORCH_ARGS
 # Set-up leaves the compiling of most modules to their first import, which must then be free to keep the result.
 unexport PYTHONDONTWRITEBYTECODE

@@ -64,6 +64,8 @@ def moeify(
     if getattr(model.config, "chunk_size_feed_forward", 0):
         raise ConfigError("chunk_size_feed_forward cuts sequences before experts see them; set it to 0")
     name = registered_name(method)
+    if _has(model, method, where):
+        return model
     chosen = select(find_ffns(model), where)
     receipt = Receipt(
         operation="moeify",
@@ -98,6 +100,12 @@ def moeify(
     receipt.checks["replaced"] = len(sites)
     attach(model, Moeified(name, to_dict(method), where, init, sites, method, receipt, seed, edits=edits))
     return model
+
+
+def _has(model: nn.Module, method: Method, where: Where) -> bool:
+    """Whether the model was made by this method with these options at these places: a later stage goes on with it."""
+    record = getattr(model, "libmoe", None)
+    return record is not None and bool(record.sites) and (record.method, record.where) == (method, where)
 
 
 def _resolve(method: str | Method, options: Mapping[str, Any] | None) -> Method:

@@ -96,6 +96,7 @@ SMALL_MODEL = Model(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_end_to_end_trains_the_same_model_by_each_form(tmp_path: Path) -> None:
     whole = EndToEnd(tmp_path, ["fp32", "bf16"], budget=0.05, model=SMALL_MODEL)
     rows = [row for some in whole.run() for row in some]

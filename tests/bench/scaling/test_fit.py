@@ -49,6 +49,7 @@ def test_the_same_runs_give_the_same_constants_and_intervals(
     assert resample(first, draws=20).laws == resample(second, draws=20).laws
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say(
     chinchilla: ScalingLaw, planted: Callable[..., Runs]
 ) -> None:
