@@ -277,7 +277,7 @@ def test_tokens_whose_expert_is_gone_find_a_sibling_more_often_than_under_plain_
         ({"drop_rate": 1.0}, "drop_rate=1.0 must be at least 0 and below 1"),
         ({"drop_rate": 0.8}, "leaves no expert of 4"),
         ({"drop_rate": 0.7, "top_k": 3}, "leaves 2 experts, fewer than top_k=3"),
-        ({"balance_scope": "global_batch"}, "would need all probabilities"),
+        ({"balance_scope": "global_batch"}, "is not counted by this loss"),
         ({"sublayers": 0}, "sublayers=0 must be at least 1"),
     ],
 )

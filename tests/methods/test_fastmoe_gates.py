@@ -191,7 +191,7 @@ def test_the_contract_of_losses(scope: Any) -> None:
     for loss in (ImportanceLoss(0.1, scope), ImportanceLoss(0.1, scope, "scores"), LoadLoss(0.1, scope),
                  LoadLoss(0.1, scope, "kth")):  # fmt: skip
         check_loss(loss, steady(2), at_balance=0.0)
-    with pytest.raises(ConfigError, match="'global_batch' is not known here"):
+    with pytest.raises(ConfigError, match="'global_batch' is not counted"):
         LoadLoss(0.1, "global_batch")
 
 

@@ -241,7 +241,7 @@ def test_recomputation_broadcasts_the_same_tokens() -> None:
     [
         ({"threshold": math.nan}, "threshold=nan must be a number"),
         ({"slots": -1}, "slots=-1 must not be negative"),
-        ({"balance_scope": "rank"}, "counts what was computed"),
+        ({"balance_scope": "rank"}, "is not counted by this loss"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:

@@ -125,7 +125,7 @@ def test_the_balance_of_first_choices_keeps_the_contract_of_losses(scope: str) -
 
 
 def test_what_first_choices_cannot_do_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="scope 'global_batch' counts all choices; use 'sequence'"):
+    with pytest.raises(ConfigError, match="scope 'global_batch' is not counted by this loss; use 'sequence'"):
         libmoe.create("moe-connector", balance_scope="global_batch").build_layer(Site(C, D))
     layer = libmoe.create("soft-moe", seq_len=PATCHES).build_layer(Site(C, D))
     with options(), pytest.raises(ConfigError, match="first_choice_balance loss needs a sparse plan"):

@@ -109,5 +109,5 @@ def test_numbers_that_are_no_squares_and_options_without_meaning() -> None:
     with pytest.raises(ConfigError, match="expert_hidden=4"):
         libmoe.create("pkm", expert_hidden=4)
     routing = ProductKeyRouter(D, 16, 2).route(torch.randn(4, D), context(4))
-    with pytest.raises(ConfigError, match="sparse plan and scores"):
+    with pytest.raises(ConfigError, match="balance loss needs scores"):
         BalanceLoss(1.0).compute(routing, context(4))

@@ -204,7 +204,7 @@ def test_a_missing_or_wrong_embedding_is_one_line(x: Tensor) -> None:
         model(x)
     with pytest.raises(ConfigError, match="none is running"):
         share_embedding(x)
-    with pytest.raises(ConfigError, match="scope 'rank' is not summed"):
+    with pytest.raises(ConfigError, match="scope 'rank' is not counted"):
         Model(balance_scope="rank")
     with pytest.raises(ConfigError, match="did you mean 'given'"):
         create("speech-moe", embedding="givn")

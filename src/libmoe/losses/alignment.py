@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.base import Loss
 from libmoe.losses.frequency import real_tokens
 
@@ -37,12 +36,9 @@ class GroupAlignmentLoss(Loss):
         self.groups = groups
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        plan, scores_TN = routing.plan, routing.scores_TN
-        if not isinstance(plan, SparsePlan) or plan.k is None or scores_TN is None:
-            raise ConfigError(f"{self.name} loss needs scores and a plan with a fixed k; this router lacks one of them")
+        plan, scores_TN, expert_TK = routing.plan, self.scores(routing), self.choices(routing)
         if plan.num_experts % self.groups:
             raise ConfigError(f"groups={self.groups} must divide num_experts={plan.num_experts}")
-        expert_TK = plan.expert_A.view(-1, plan.k)
         size = plan.num_experts // self.groups
         used_TG = torch.zeros(len(expert_TK), self.groups, dtype=torch.bool, device=expert_TK.device)
         outside_TN = ~used_TG.scatter(1, expert_TK // size, True).repeat_interleave(size, dim=1)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.base import Loss, Scope
 from libmoe.losses.frequency import frequencies, group_sums, real_tokens
 
@@ -43,6 +42,7 @@ class BalanceLoss(Loss):
     """
 
     name = "balance"
+    counts_steps = True
 
     def __init__(
         self,
@@ -56,14 +56,8 @@ class BalanceLoss(Loss):
         self.weights = None if weights is None else tuple(weights)
         self.per_token = per_token
 
-    @property
-    def needs_step_counts(self) -> bool:
-        return self.scope in ("rank", "global_batch")
-
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN, plan = routing.scores_TN, routing.plan
-        if scores_TN is None or not isinstance(plan, SparsePlan):
-            raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
+        scores_TN, plan = self.scores(routing), self.sparse(routing)
         real_TN, tokens = real_tokens(scores_TN, ctx)
         frequency_GN, group_T = frequencies(plan, self.scope, ctx, scores_TN.dtype)
         total_G1 = 1.0 if self.per_token else frequency_GN.sum(-1, keepdim=True).clamp_min(1e-12)

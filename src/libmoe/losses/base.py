@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError, unknown
+from libmoe.core.plan import SparsePlan
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from libmoe.experts.base import Experts
 
 Scope = Literal["sequence", "micro_batch", "rank", "global_batch"]
-SCOPES = ("sequence", "micro_batch", "rank", "global_batch")
+SCOPES: tuple[Scope, ...] = ("sequence", "micro_batch", "rank", "global_batch")
+LOCAL_SCOPES: tuple[Scope, ...] = ("sequence", "micro_batch")
+"""Those of which one forward pass sees everything."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,21 @@ class Loss:
             * ``rank``: this process's part of the optimiser step;
             * ``global_batch``: the whole optimiser step over all processes (arXiv 2501.11873).
 
-    Class attributes: ``name`` for logs; ``unit`` says what the denominator counts (``token``: real tokens).
+    Class attributes: ``name`` for logs; ``unit`` says what the denominator counts (``token``: real tokens); ``scopes``
+    are those that the loss knows; ``counts_steps``: over more than one forward pass it uses the step's loads.
     """
 
     name: str = "loss"
     unit: str = "token"
+    scopes: tuple[Scope, ...] = SCOPES
+    counts_steps: bool = False
 
     def __init__(self, coefficient: float, scope: Scope = "sequence") -> None:
         if scope not in SCOPES:
             raise unknown("loss scope", scope, SCOPES)
+        if scope not in self.scopes:
+            known = " or ".join(map(repr, self.scopes))
+            raise ConfigError(f"{self.name}: scope {scope!r} is not counted by this loss; use {known}")
         if coefficient < 0:
             raise ConfigError(f"{self.name}: coefficient must not be negative, got {coefficient}")
         self.coefficient = coefficient
@@ -75,8 +84,12 @@ class Loss:
         """
         numerator, denominator = self.compute(routing, ctx)
         self.note(ctx, numerator, denominator)
-        value = self.coefficient * numerator / total_units(self.unit, denominator, ctx)
+        value = self.coefficient_now(ctx) * numerator / total_units(self.unit, denominator, ctx)
         return attach(y_TD, value, ctx.forward.loss_gradient) if value.requires_grad else y_TD
+
+    def coefficient_now(self, ctx: LayerContext) -> float:
+        """The coefficient, for losses that set in while training runs."""
+        return self.coefficient
 
     def note(self, ctx: LayerContext, numerator: Tensor, denominator: Tensor, what: str = "") -> None:
         """Add to the step's statistics: the loss itself, or something it measures besides."""
@@ -92,7 +105,33 @@ class Loss:
     @property
     def needs_step_counts(self) -> bool:
         """Whether the loss uses loads of the whole optimiser step."""
-        return False
+        return self.counts_steps and self.scope not in LOCAL_SCOPES
+
+    # -- what routers give -------------------------------------------------------------------------------
+    def scores(self, routing: Routing) -> Tensor:
+        """``[T, N]``.  Raises ConfigError where the router gives none."""
+        if routing.scores_TN is None:
+            raise ConfigError(f"{self.name} loss needs scores; this router gives none")
+        return routing.scores_TN
+
+    def logits(self, routing: Routing) -> Tensor:
+        """``[T, N]``.  Raises ConfigError where the router gives none."""
+        if routing.logits_TN is None:
+            raise ConfigError(f"{self.name} loss needs logits; this router gives none")
+        return routing.logits_TN
+
+    def sparse(self, routing: Routing) -> SparsePlan:
+        """Raises ConfigError for a plan of another kind."""
+        if not isinstance(routing.plan, SparsePlan):
+            raise ConfigError(f"{self.name} loss needs a sparse plan; this router makes a {routing.plan.kind} plan")
+        return routing.plan
+
+    def choices(self, routing: Routing) -> Tensor:
+        """The experts of each token, best first, int64 ``[T, K]``.  Raises ConfigError where their number varies."""
+        plan = self.sparse(routing)
+        if plan.k is None:
+            raise ConfigError(f"{self.name} loss needs the same number of choices for each token")
+        return plan.expert_A.view(-1, plan.k)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(coefficient={self.coefficient:g}, scope={self.scope!r})"

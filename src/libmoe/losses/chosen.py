@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError
 from libmoe.losses.balance import BalanceLoss
+from libmoe.losses.base import LOCAL_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from libmoe.core.context import LayerContext
     from libmoe.core.routing import Routing
-    from libmoe.losses.base import Scope
 
 
 class ChosenBalanceLoss(BalanceLoss):
@@ -26,11 +24,7 @@ class ChosenBalanceLoss(BalanceLoss):
     """
 
     name = "chosen_balance"
-
-    def __init__(self, coefficient: float, scope: Scope = "sequence", weights: Sequence[float] | None = None) -> None:
-        super().__init__(coefficient, scope, weights)
-        if self.needs_step_counts:
-            raise ConfigError(f"{self.name}: scope {scope!r} counts what was computed; use 'sequence' or 'micro_batch'")
+    scopes = LOCAL_SCOPES
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
         return super().compute(replace(routing, plan=routing.extras.get("chosen", routing.plan)), ctx)

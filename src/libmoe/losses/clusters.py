@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
-from libmoe.losses.base import Loss, Scope
+from libmoe.losses.base import LOCAL_SCOPES, Loss, Scope
 from libmoe.losses.frequency import frequencies, group_sums, real_tokens
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class ClusterLoss(Loss):
     """
 
     name = "cluster"
+    scopes = LOCAL_SCOPES
 
     def __init__(
         self,
@@ -54,8 +54,6 @@ class ClusterLoss(Loss):
         scale: Scale = "sum",
     ) -> None:
         super().__init__(coefficient, scope)
-        if scope not in ("sequence", "micro_batch"):
-            raise ConfigError(f"{self.name}: scope {scope!r} would need all probabilities; use 'micro_batch'")
         if variance not in ("all", "intra", "intra-over-inter"):
             raise ConfigError(f"{self.name}: variance={variance!r}; choose 'all', 'intra' or 'intra-over-inter'")
         if weight < 0:
@@ -63,9 +61,7 @@ class ClusterLoss(Loss):
         self.variance, self.clusters, self.weight, self.scale = variance, clusters, weight, scale
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN, plan = routing.scores_TN, routing.plan
-        if scores_TN is None or not isinstance(plan, SparsePlan):
-            raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
+        scores_TN, plan = self.scores(routing), self.sparse(routing)
         real_TN, tokens = real_tokens(scores_TN, ctx)
         frequency_GN, group_T = frequencies(plan, self.scope, ctx, scores_TN.dtype)
         share_GN = frequency_GN / frequency_GN.sum(-1, keepdim=True).clamp_min(1e-12)

@@ -93,8 +93,7 @@ class ConflictEliminationLoss(GradientLoss):
         self.threshold, self.warmup, self.of = threshold, warmup, of
 
     def attach_to(self, y_TD: Tensor, routing: Routing, ctx: LayerContext, call: LayerCall) -> Tensor:
-        if not isinstance(routing.plan, SparsePlan):
-            raise ConfigError(f"{self.name} loss needs a sparse plan")
+        self.sparse(routing)
         if self.of == "matrix":
             _check_hidden(call.experts)
         if ctx.forward.options.total_steps and ctx.progress < self.warmup:
@@ -102,13 +101,12 @@ class ConflictEliminationLoss(GradientLoss):
         return super().attach_to(y_TD, routing, ctx, call)
 
     def compute_seeing(self, routing: Routing, ctx: LayerContext, seen: Seen) -> tuple[Tensor, Tensor]:
-        assert isinstance(routing.plan, SparsePlan) and routing.logits_TN is not None
-        found = self.similarity(routing.plan, ctx, seen)
+        found = self.similarity(self.sparse(routing), ctx, seen)
         conflict_R = found.valid_R & (found.cosine_R < self.threshold)
         pairs = found.valid_R.sum()
         self.note(ctx, found.cosine_R.sum(), pairs, "similarity")
         self.note(ctx, conflict_R.sum(), pairs, "share")
-        logits_TN, tokens = real_tokens(routing.logits_TN, ctx)
+        logits_TN, tokens = real_tokens(self.logits(routing), ctx)
         nll_R = -(-logits_TN).log_softmax(-1)[found.token_R, found.expert_R]
         return tokens * (nll_R * conflict_R).sum() / conflict_R.sum().clamp_min(1), tokens
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.base import Loss
-from libmoe.losses.frequency import real_tokens
+from libmoe.losses.frequency import real_tokens, token_count
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -26,14 +25,13 @@ class RouterDistillationLoss(Loss):
     name = "router_distillation"
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        plan = routing.plan
-        if "student_TN" not in routing.extras or not isinstance(plan, SparsePlan) or plan.k is None:
-            raise ConfigError(f"{self.name} loss needs a router with a student and a fixed k; this one has none")
-        student_TN = routing.extras["student_TN"]
+        if "student_TN" not in routing.extras:
+            raise ConfigError(f"{self.name} loss needs a router with a student; this one has none")
+        expert_TK, student_TN = self.choices(routing), routing.extras["student_TN"]
         if student_TN is None:
-            real_T1, tokens = real_tokens(plan.weight_A.new_zeros(plan.num_tokens, 1), ctx)
-            return real_T1.sum(), tokens
+            nothing_T1 = self.sparse(routing).weight_A.new_zeros(len(expert_TK), 1)
+            return nothing_T1.sum(), token_count(ctx, nothing_T1)
         nll_TN = -student_TN.log_softmax(dim=-1)
-        nll_T1 = nll_TN.gather(1, plan.expert_A.view(-1, plan.k)).mean(dim=1, keepdim=True)
+        nll_T1 = nll_TN.gather(1, expert_TK).mean(dim=1, keepdim=True)
         real_T1, tokens = real_tokens(nll_T1, ctx)
         return real_T1.sum(), tokens

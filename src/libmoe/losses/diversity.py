@@ -10,6 +10,7 @@ from torch import Tensor
 
 from libmoe.core.errors import ConfigError
 from libmoe.losses.base import Loss
+from libmoe.losses.frequency import token_count
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -49,7 +50,5 @@ class DiversityLoss(Loss):
         embedding_ND = embedding_ND.to(torch.promote_types(embedding_ND.dtype, torch.float32))
         with torch.autocast(embedding_ND.device.type, enabled=False):
             value = self.angles(embedding_ND, active_N) + embedding_ND.norm(dim=-1).mean()
-        mask_T = ctx.mask_T
-        count = float(routing.plan.num_tokens) if mask_T is None else mask_T.sum().to(value.dtype)
-        tokens = torch.as_tensor(count, dtype=value.dtype, device=value.device)
+        tokens = token_count(ctx, value.expand(routing.plan.num_tokens))
         return value * tokens, tokens

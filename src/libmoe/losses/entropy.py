@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.losses.base import Loss, Scope
-from libmoe.losses.frequency import group_sums, real_tokens
+from libmoe.losses.base import LOCAL_SCOPES, Loss
+from libmoe.losses.frequency import group_sums, groups_of, real_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -26,9 +26,7 @@ class RoutingEntropyLoss(Loss):
     name = "routing_entropy"
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN = routing.scores_TN
-        if scores_TN is None:
-            raise ConfigError(f"{self.name} loss needs scores; this router gives none")
+        scores_TN = self.scores(routing)
         tiny = torch.finfo(scores_TN.dtype).tiny
         p_TN = scores_TN / scores_TN.sum(dim=-1, keepdim=True).clamp_min(tiny)
         # Without the bound the gradient of p ln p is infinite where a softmax underflows to 0.
@@ -49,19 +47,14 @@ class UsageEntropyLoss(Loss):
     """
 
     name = "usage_entropy"
-
-    def __init__(self, coefficient: float, scope: Scope = "sequence") -> None:
-        super().__init__(coefficient, scope)
-        if scope in ("rank", "global_batch"):
-            raise ConfigError(f"{self.name}: scope {scope!r} needs all tokens at once; use 'sequence' or 'micro_batch'")
+    scopes = LOCAL_SCOPES
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        logits_TN = routing.logits_TN
-        if logits_TN is None or logits_TN.shape[1] != routing.plan.num_experts:
+        logits_TN = self.logits(routing)
+        if logits_TN.shape[1] != routing.plan.num_experts:
             raise ConfigError(f"{self.name} loss needs one logit for each expert; this router gives none")
         real_TN, tokens = real_tokens(logits_TN.softmax(dim=-1), ctx)
-        group_T = ctx.sequence_T.to(logits_TN.device) if self.scope == "sequence" else None
-        mass_GN = group_sums(real_TN, group_T, int(group_T[-1]) + 1 if group_T is not None and len(group_T) else 1)
+        mass_GN = group_sums(real_TN, *groups_of(self.scope, ctx, real_TN.device))
         size_G = mass_GN.detach().sum(dim=-1)
         mean_GN = mass_GN / size_G.clamp_min(1e-12).unsqueeze(1)
         entropy_G = -(mean_GN * mean_GN.clamp_min(torch.finfo(mean_GN.dtype).tiny).log()).sum(dim=-1)

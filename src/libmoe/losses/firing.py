@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.balance import BalanceLoss
-from libmoe.losses.base import Loss, Scope
+from libmoe.losses.base import LOCAL_SCOPES, Loss, Scope
 from libmoe.losses.frequency import frequencies, group_sums, real_tokens
 
 if TYPE_CHECKING:
@@ -46,20 +45,17 @@ class FiringBalanceLoss(BalanceLoss):
     """
 
     name = "firing_balance"
+    scopes = LOCAL_SCOPES
 
     def __init__(self, coefficient: float, scope: Scope = "micro_batch") -> None:
         super().__init__(coefficient, scope)
-        if self.needs_step_counts:
-            raise ConfigError(f"{self.name}: scope {scope!r} is not counted; use 'sequence' or 'micro_batch'")
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        gates_TN = _gates(self, routing)
-        if not isinstance(routing.plan, SparsePlan):
-            raise ConfigError(f"{self.name} loss needs a sparse plan")
+        gates_TN, plan = _gates(self, routing), self.sparse(routing)
         fired_T1 = gates_TN.detach().sum(dim=1, keepdim=True)
         some_T1 = (fired_T1 > 0).to(gates_TN.dtype)
         columns_TC = torch.cat([gates_TN / fired_T1.clamp_min(1), some_T1, torch.ones_like(some_T1)], dim=1)
         real_TC, tokens = real_tokens(columns_TC, ctx)
-        frequency_GN, group_T = frequencies(routing.plan, self.scope, ctx, gates_TN.dtype)
+        frequency_GN, group_T = frequencies(plan, self.scope, ctx, gates_TN.dtype)
         mass_GN, some_G, tokens_G = group_sums(real_TC, group_T, len(frequency_GN)).split([gates_TN.shape[1], 1, 1], 1)
         return self._dot(frequency_GN, tokens_G * mass_GN / some_G.clamp_min(1)).sum(), tokens

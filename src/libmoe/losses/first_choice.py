@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.losses.balance import BalanceLoss
+from libmoe.losses.base import LOCAL_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from libmoe.core.context import LayerContext
     from libmoe.core.routing import Routing
-    from libmoe.losses.base import Scope
 
 
 class PartialBalanceLoss(BalanceLoss):
@@ -28,20 +26,14 @@ class PartialBalanceLoss(BalanceLoss):
     """
 
     name = "partial_balance"
-
-    def __init__(self, coefficient: float, scope: Scope = "sequence", weights: Sequence[float] | None = None) -> None:
-        super().__init__(coefficient, scope, weights)
-        if self.needs_step_counts:
-            raise ConfigError(f"{self.name}: scope {scope!r} counts all choices; use 'sequence' or 'micro_batch'")
+    scopes = LOCAL_SCOPES
 
     def counted(self, plan: SparsePlan, scores_TN: Tensor) -> Tensor:
         """bool ``[A]`` of the assignments that f counts, without gradient."""
         raise NotImplementedError(f"{type(self).__name__} defines no counted()")
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        plan, scores_TN = routing.plan, routing.scores_TN
-        if not isinstance(plan, SparsePlan) or scores_TN is None:
-            raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
+        plan, scores_TN = self.sparse(routing), self.scores(routing)
         on_A = self.counted(plan, scores_TN.detach())
         part = replace(
             plan, token_A=plan.token_A[on_A], expert_A=plan.expert_A[on_A], weight_A=plan.weight_A[on_A], k=None,

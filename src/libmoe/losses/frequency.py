@@ -15,12 +15,23 @@ if TYPE_CHECKING:
     from libmoe.losses.base import Scope
 
 
+def token_count(ctx: LayerContext, like: Tensor) -> Tensor:
+    """Number of real tokens, where ``like`` has a row for each token, real or not; in its dtype."""
+    return like.new_tensor(float(len(like))) if ctx.mask_T is None else ctx.mask_T.sum().to(like.dtype)
+
+
 def real_tokens(values_TN: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor]:
     """``values_TN`` with 0 at padding (whatever stood there), and the number of real tokens."""
-    mask_T = ctx.mask_T
-    if mask_T is None:
-        return values_TN, values_TN.new_tensor(float(len(values_TN)))
-    return values_TN.masked_fill(~mask_T.unsqueeze(1), 0), mask_T.sum().to(values_TN.dtype)
+    tokens = token_count(ctx, values_TN)
+    return values_TN if ctx.mask_T is None else values_TN.masked_fill(~ctx.mask_T.unsqueeze(1), 0), tokens
+
+
+def groups_of(scope: Scope, ctx: LayerContext, device: torch.device) -> tuple[Tensor | None, int]:
+    """The group of each token, int64 ``[T]``, and how many there are: sequences, or ``None`` and 1 for other scopes."""
+    if scope != "sequence":
+        return None, 1
+    group_T = ctx.sequence_T.to(device)
+    return group_T, int(group_T[-1]) + 1 if len(group_T) else 0
 
 
 def frequencies(plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -30,8 +41,9 @@ def frequencies(plan: SparsePlan, scope: Scope, ctx: LayerContext, dtype: torch.
     No gradient; rows sum to the average number of experts per token of the group.
     """
     if scope == "sequence":
-        group_T = ctx.sequence_T.to(plan.expert_A.device)
-        return _by_group(plan, group_T, ctx.mask_T, dtype), group_T
+        group_T, groups = groups_of(scope, ctx, plan.expert_A.device)
+        assert group_T is not None
+        return _by_group(plan, group_T, groups, ctx.mask_T, dtype), group_T
     if scope == "micro_batch":
         return _by_step(plan, scope, ctx, dtype), None
     # Remembered, because by the time of a recomputation the step's counts have moved on.
@@ -45,8 +57,9 @@ def group_sums(values_TN: Tensor, group_T: Tensor | None, groups: int) -> Tensor
     return values_TN.new_zeros(groups, values_TN.shape[1]).index_add(0, group_T, values_TN)
 
 
-def _by_group(plan: SparsePlan, group_T: Tensor, mask_T: Tensor | None, dtype: torch.dtype) -> Tensor:
-    groups = int(group_T[-1]) + 1 if len(group_T) else 0
+def _by_group(
+    plan: SparsePlan, group_T: Tensor, groups: int, mask_T: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     token_A, expert_A = plan.token_A, plan.expert_A
     if mask_T is not None:
         real_A = mask_T[token_A]

@@ -63,11 +63,7 @@ class GradientLoss(Loss):
         return 2.0 * sum(p.numel() for p in router.parameters() if p.dim() > 1) if self.detach else 0.0
 
     def attach_to(self, y_TD: Tensor, routing: Routing, ctx: LayerContext, call: LayerCall) -> Tensor:
-        logits_TN = routing.logits_TN
-        if logits_TN is not None and self.detach:
-            logits_TN = call.router(call.x_TD.detach(), ctx).logits_TN
-        if logits_TN is None:
-            raise ConfigError(f"{self.name} loss needs logits; this router gives none")
+        logits_TN = self.logits(call.router(call.x_TD.detach(), ctx) if self.detach else routing)
         experts = call.experts  # not the call: its input is kept by autograd, which recomputation can free
 
         def gradient(logits_TN: Tensor, x_TD: Tensor, grad_TO: Tensor) -> Tensor:
@@ -76,7 +72,7 @@ class GradientLoss(Loss):
             with torch.enable_grad(), torch.autocast(device, enabled=False):
                 now = replace(routing, logits_TN=leaf_TN)
                 numerator, denominator = self.compute_seeing(now, ctx, Seen(x_TD, grad_TO.detach(), experts))
-                value = self.coefficient * numerator / total_units(self.unit, denominator, ctx)
+                value = self.coefficient_now(ctx) * numerator / total_units(self.unit, denominator, ctx)
                 (found_TN,) = torch.autograd.grad(value, leaf_TN)
             self.note(ctx, numerator, denominator)
             return found_TN * ctx.forward.loss_gradient.value

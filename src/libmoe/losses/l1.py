@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.base import Loss, Scope
 from libmoe.losses.frequency import frequencies, group_sums, real_tokens
 
@@ -38,18 +36,13 @@ class L1Loss(Loss):
     ) -> None:
         super().__init__(coefficient, scope)
         self.target_k, self.load_weighted = target_k, load_weighted
-
-    @property
-    def needs_step_counts(self) -> bool:
-        return self.load_weighted and self.scope in ("rank", "global_batch")
+        self.counts_steps = load_weighted
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        gates_TN = routing.scores_TN
-        if gates_TN is None or not isinstance(routing.plan, SparsePlan):
-            raise ConfigError("l1 loss needs a sparse plan and gates as scores; use it with a ReLU router")
+        gates_TN, plan = self.scores(routing), self.sparse(routing)
         real_TN, tokens = real_tokens(gates_TN, ctx)
         if not self.load_weighted:
             return real_TN.sum(), tokens
-        frequency_GN, group_T = frequencies(routing.plan, self.scope, ctx, gates_TN.dtype)
-        weight_GN = routing.plan.num_experts / self.target_k * frequency_GN
+        frequency_GN, group_T = frequencies(plan, self.scope, ctx, gates_TN.dtype)
+        weight_GN = plan.num_experts / self.target_k * frequency_GN
         return (weight_GN * group_sums(real_TN, group_T, len(weight_GN))).sum(), tokens

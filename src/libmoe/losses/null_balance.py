@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.balance import BalanceLoss
 from libmoe.losses.base import Scope
 from libmoe.losses.frequency import frequencies, group_sums, real_tokens
@@ -36,12 +35,12 @@ class NullBalanceLoss(BalanceLoss):
         self.num_null, self.top_k = num_null, top_k
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN, null_T = routing.scores_TN, routing.extras.get("null_T")
-        if scores_TN is None or null_T is None or not isinstance(routing.plan, SparsePlan):
+        scores_TN, plan, null_T = self.scores(routing), self.sparse(routing), routing.extras.get("null_T")
+        if null_T is None:
             raise ConfigError(f"{self.name} loss needs a router with null experts; this one has none")
         null_T1 = null_T.unsqueeze(1)
         real_TC, tokens = real_tokens(torch.cat([scores_TN * (1 - null_T1), null_T1], dim=1), ctx)
-        count_GN, group_T = frequencies(routing.plan, self.scope, ctx, real_TC.dtype)
+        count_GN, group_T = frequencies(plan, self.scope, ctx, real_TC.dtype)
         share_GN = count_GN / self.top_k
         mean_null_G1 = (1 - share_GN.sum(-1, keepdim=True)) / max(self.num_null, 1)
         share_GC = torch.cat([share_GN, mean_null_G1], dim=1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from libmoe.core.errors import ConfigError
 from libmoe.losses.base import Loss
+from libmoe.losses.frequency import real_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -26,7 +27,5 @@ class NullReward(Loss):
         null_T = routing.extras.get("null_T")
         if null_T is None:
             raise ConfigError("null reward needs a router with null choices; this one has none")
-        mask_T = ctx.mask_T
-        if mask_T is None:
-            return -null_T.sum(), null_T.new_tensor(float(len(null_T)))
-        return -null_T.masked_fill(~mask_T, 0).sum(), mask_T.sum().to(null_T.dtype)
+        real_T1, tokens = real_tokens(null_T.unsqueeze(1), ctx)
+        return -real_T1.sum(), tokens

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SparsePlan
 from libmoe.losses.base import Loss
-from libmoe.losses.frequency import frequencies
+from libmoe.losses.frequency import frequencies, token_count
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -27,15 +25,10 @@ class OverloadLoss(Loss):
     """
 
     name = "overload"
-
-    @property
-    def needs_step_counts(self) -> bool:
-        return self.scope in ("rank", "global_batch")
+    counts_steps = True
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN, plan, mask_T = routing.scores_TN, routing.plan, ctx.mask_T
-        if scores_TN is None or not isinstance(plan, SparsePlan):
-            raise ConfigError(f"{self.name} loss needs a sparse plan and scores; this router gives neither or one")
+        scores_TN, plan, mask_T = self.scores(routing), self.sparse(routing), ctx.mask_T
         frequency_GN, group_T = frequencies(plan, self.scope, ctx, scores_TN.dtype)
         share_GN = frequency_GN / frequency_GN.sum(-1, keepdim=True).clamp_min(1e-12)
         token_A, expert_A = plan.token_A, plan.expert_A
@@ -44,5 +37,4 @@ class OverloadLoss(Loss):
             token_A, expert_A = token_A[real_A], expert_A[real_A]
         group_A = torch.zeros_like(token_A) if group_T is None else group_T[token_A]
         excess_A = plan.num_experts * share_GN[group_A, expert_A] - 1
-        tokens = scores_TN.new_tensor(float(len(scores_TN))) if mask_T is None else mask_T.sum().to(scores_TN.dtype)
-        return (excess_A * scores_TN[token_A, expert_A]).sum(), tokens
+        return (excess_A * scores_TN[token_A, expert_A]).sum(), token_count(ctx, scores_TN)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.losses.base import LayerCall, Loss
+from libmoe.losses.base import Loss
 from libmoe.losses.frequency import real_tokens
 
 if TYPE_CHECKING:
@@ -48,11 +47,9 @@ class SelectorEntropyLoss(Loss):
         real_TJ, tokens = real_tokens(entropy_TJ, ctx)
         return real_TJ.sum(), tokens
 
-    def attach_to(self, y_TD: Tensor, routing: Routing, ctx: LayerContext, call: LayerCall) -> Tensor:
-        scaled = copy(self)
-        if ctx.forward.options.total_steps and ctx.progress < self.warmup:
-            scaled.coefficient *= ctx.progress / self.warmup
-        return super(SelectorEntropyLoss, scaled).attach_to(y_TD, routing, ctx, call)
+    def coefficient_now(self, ctx: LayerContext) -> float:
+        grows = ctx.forward.options.total_steps and ctx.progress < self.warmup
+        return self.coefficient * (ctx.progress / self.warmup if grows else 1.0)
 
 
 class ReachableMassLoss(Loss):

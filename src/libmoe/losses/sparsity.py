@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError
 from libmoe.core.statistics import all_reduce_sum
 from libmoe.losses.base import Loss, Scope
-from libmoe.losses.frequency import group_sums, real_tokens
+from libmoe.losses.frequency import group_sums, groups_of, real_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -26,9 +25,7 @@ class SparsityLoss(Loss):
     name = "sparsity"
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN = routing.scores_TN
-        if scores_TN is None:
-            raise ConfigError(f"{self.name} loss needs scores; this router gives none")
+        scores_TN = self.scores(routing)
         length_T1 = scores_TN.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(scores_TN.dtype).tiny)
         real_TN, tokens = real_tokens(scores_TN.abs() / length_T1, ctx)
         return real_TN.sum(), tokens
@@ -46,23 +43,18 @@ class MeanImportanceLoss(Loss):
     """
 
     name = "mean_importance"
+    scopes = ("sequence", "micro_batch", "global_batch")
 
     def __init__(self, coefficient: float, scope: Scope = "global_batch") -> None:
         super().__init__(coefficient, scope)
-        if scope == "rank":
-            raise ConfigError(f"{self.name}: scope 'rank' is not summed; use 'micro_batch' or 'global_batch'")
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        scores_TN = routing.scores_TN
-        if scores_TN is None:
-            raise ConfigError(f"{self.name} loss needs scores; this router gives none")
+        scores_TN = self.scores(routing)
         real_TN, tokens = real_tokens(scores_TN, ctx)
         one_T1, _ = real_tokens(torch.ones_like(real_TN[:, :1]), ctx)
-        group_T, groups = None, 1
-        if self.scope == "sequence":
-            group_T = ctx.sequence_T.to(real_TN.device)
-            groups = int(group_T[-1]) + 1 if len(group_T) else 0
-        sums_GM = group_sums(torch.cat([real_TN, one_T1], dim=1), group_T, groups)
+        sums_GM = group_sums(
+            torch.cat([real_TN, one_T1], dim=1), *groups_of(self.scope, ctx, real_TN.device)
+        )
         local_GN = sums_GM[:, :-1]
         # Each process weighs the importance of all, held fixed, with its own sum; that one counts twice in the
         # gradient, so that the sum over processes has the gradient of the square.

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError, unknown
-from libmoe.core.plan import SparsePlan
-from libmoe.losses.base import Loss, Scope
-from libmoe.losses.frequency import group_sums, real_tokens
+from libmoe.core.errors import unknown
+from libmoe.losses.base import LOCAL_SCOPES, Loss, Scope
+from libmoe.losses.frequency import group_sums, groups_of, real_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
@@ -35,11 +34,10 @@ class VariationLoss(Loss):
     """
 
     name = "variation"
+    scopes = LOCAL_SCOPES
 
     def __init__(self, coefficient: float, scope: Scope = "micro_batch") -> None:
         super().__init__(coefficient, scope)
-        if scope not in ("sequence", "micro_batch"):
-            raise ConfigError(f"{self.name}: scope {scope!r} is not known here; use 'sequence' or 'micro_batch'")
 
     def mass(self, routing: Routing) -> Tensor:
         """``[T, N]``: what each token gives to each expert."""
@@ -47,17 +45,10 @@ class VariationLoss(Loss):
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
         real_TN, tokens = real_tokens(self.mass(routing), ctx)
-        if self.scope == "micro_batch" or not len(real_TN):
-            return squared_variation(real_TN.sum(0, keepdim=True)).sum() * tokens, tokens
-        group_T = ctx.sequence_T.to(real_TN.device)
-        groups = int(group_T[-1]) + 1
-        tokens_G = torch.bincount(group_T if ctx.mask_T is None else group_T[ctx.mask_T], minlength=groups)
-        return (squared_variation(group_sums(real_TN, group_T, groups)) * tokens_G).sum(), tokens
-
-    def _sparse(self, routing: Routing) -> SparsePlan:
-        if not isinstance(routing.plan, SparsePlan):
-            raise ConfigError(f"{self.name} loss needs a sparse plan; this router gives another kind")
-        return routing.plan
+        one_T1, _ = real_tokens(torch.ones_like(real_TN[:, :1]), ctx)
+        groups = groups_of(self.scope, ctx, real_TN.device)
+        tokens_G = group_sums(one_T1, *groups).squeeze(1)
+        return (squared_variation(group_sums(real_TN, *groups)) * tokens_G).sum(), tokens
 
 
 class ImportanceLoss(VariationLoss):
@@ -78,14 +69,11 @@ class ImportanceLoss(VariationLoss):
 
     def mass(self, routing: Routing) -> Tensor:
         if self.of == "gates":
-            plan = self._sparse(routing)
+            plan = self.sparse(routing)
             empty_TN = plan.weight_A.new_zeros(plan.num_tokens, plan.num_experts)
             return empty_TN.index_put((plan.token_A, plan.expert_A), plan.weight_A, accumulate=True)
         clean_TN = routing.extras.get("clean_TN")
-        scores_TN = routing.scores_TN if clean_TN is None else clean_TN.softmax(dim=-1)
-        if scores_TN is None:
-            raise ConfigError(f"{self.name} loss of scores needs scores; this router gives none")
-        return scores_TN
+        return self.scores(routing) if clean_TN is None else clean_TN.softmax(dim=-1)
 
 
 class LoadLoss(VariationLoss):
@@ -111,16 +99,14 @@ class LoadLoss(VariationLoss):
         self.threshold = threshold
 
     def mass(self, routing: Routing) -> Tensor:
-        plan, noisy_TN = self._sparse(routing), routing.logits_TN
+        plan, noisy_TN, k = self.sparse(routing), self.logits(routing), self.choices(routing).shape[1]
         clean_TN, std_TN = routing.extras.get("clean_TN"), routing.extras.get("noise_std_TN")
-        if plan.k is None or noisy_TN is None:
-            raise ConfigError(f"{self.name} loss needs logits and a plan with a fixed k; this router lacks one of them")
-        if clean_TN is None or std_TN is None or plan.k == plan.num_experts:
+        if clean_TN is None or std_TN is None or k == plan.num_experts:
             one_A = torch.ones_like(plan.weight_A).detach()
             count_TN = one_A.new_zeros(plan.num_tokens, plan.num_experts)
             return count_TN.index_put((plan.token_A, plan.expert_A), one_A, accumulate=True)
-        top_TK = noisy_TN.topk(plan.k + 1, dim=-1).values
-        bar_TN = top_TK[:, plan.k - 1 : plan.k]
+        top_TK = noisy_TN.topk(k + 1, dim=-1).values
+        bar_TN = top_TK[:, k - 1 : k]
         if self.threshold == "excluding":  # of a chosen expert: the (k + 1)-th of all
-            bar_TN = torch.where(noisy_TN > top_TK[:, plan.k :], top_TK[:, plan.k :], bar_TN)
+            bar_TN = torch.where(noisy_TN > top_TK[:, k:], top_TK[:, k:], bar_TN)
         return torch.special.ndtr((clean_TN - bar_TN) / std_TN)

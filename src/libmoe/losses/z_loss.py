@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from libmoe.core.errors import ConfigError
 from libmoe.losses.base import Loss
 from libmoe.losses.frequency import real_tokens
 
@@ -22,8 +21,6 @@ class ZLoss(Loss):
     name = "z"
 
     def compute(self, routing: Routing, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        if routing.logits_TN is None:
-            raise ConfigError("z loss needs logits; this router gives none")
-        z_T1 = torch.logsumexp(routing.logits_TN, dim=-1, keepdim=True).square()
+        z_T1 = torch.logsumexp(self.logits(routing), dim=-1, keepdim=True).square()
         real_T1, tokens = real_tokens(z_T1, ctx)
         return real_T1.sum(), tokens
