@@ -18,6 +18,7 @@ from libmoe.core.site import Site
 from libmoe.layers import MoELayer
 from libmoe.losses import BalanceLoss
 from libmoe.routers import TopKRouter
+from libmoe.routers.places import Places
 
 N, D, T = 4, 6, 40
 LOGITS = torch.tensor([[3.0, 0.0, 0.0, 0.0]] * 30 + [[0.0, 3.0, 0.0, 0.0]] * 7 + [[0.0, 0.0, 3.0, 0.0]] * 3).double()
@@ -26,7 +27,8 @@ PLACES = math.ceil(T / N)
 
 def router(queue: Any = "random", training: bool = True, **options: Any) -> TopKRouter:
     options = {"capacity_factor": 1.0} | options
-    return TopKRouter(N, N, 1, renormalise=False, queue=queue, gate=torch.nn.Identity(), **options).train(training)
+    made = TopKRouter(N, N, 1, renormalise=False, places=Places(queue=queue), gate=torch.nn.Identity(), **options)
+    return made.train(training)
 
 
 def kept(queue: Any = "random", logits_TN: Tensor = LOGITS, **options: Any) -> Tensor:
@@ -87,7 +89,7 @@ def test_outside_training_places_go_by_position() -> None:
 
 
 def test_second_choices_wait_for_all_first_ones_in_the_same_random_order() -> None:
-    made = TopKRouter(3, 3, 2, capacity_factor=0.5, queue="random", gate=torch.nn.Identity()).train()
+    made = TopKRouter(3, 3, 2, capacity_factor=0.5, places=Places(queue="random"), gate=torch.nn.Identity()).train()
     logits_TN = torch.tensor([[3.0, 2.0, 0.0]] * 6 + [[0.0, 3.0, 2.0]] * 2)
     for _ in range(20):
         plan = made.route(logits_TN, ForwardContext().layer(0, (1, 8), True)).plan
@@ -113,7 +115,7 @@ def build(training: bool = True, **options: Any) -> MoELayer:
 def test_the_method_is_deepspeeds_top_1_gate() -> None:
     layer = build(jitter=0.0)
     made = layer.router
-    assert (made.queue, made.capacity_factor, made.min_capacity, made.renormalise) == ("random", 1.0, 4, False)
+    assert (made.places.queue, made.capacity_factor, made.places.minimum, made.renormalise) == ("random", 1.0, 4, False)
     x_TD = torch.randn(T, D).double()
     plan = layer.route(x_TD, ForwardContext().layer(0, (1, T), True)).plan
     p_TN = torch.softmax(x_TD @ made.gate.weight.T, 1)
@@ -138,5 +140,5 @@ def test_an_expert_has_at_least_four_places(tokens: int, places: int) -> None:
 def test_another_queue_is_refused() -> None:
     with pytest.raises(ConfigError, match="'positon' is not allowed; did you mean 'position'"):
         build(queue="positon")
-    with pytest.raises(ConfigError, match="unknown queue for places 'positon'; did you mean 'position'"):
+    with pytest.raises(ConfigError, match="unknown queue of places 'positon'; did you mean 'position'"):
         router("positon")

@@ -58,7 +58,7 @@ def test_method_trains_with_three_rounds_over_the_batch_and_no_loss() -> None:
     layer = libmoe.create("s-base").build_layer(Site(D, 64, seed=0))
     router = layer.router
     assert isinstance(router, SinkhornRouter)
-    assert (router.iterations, router.group, router.always, router.top_k) == (3, "batch", False, 4)
+    assert (router.iterations, router.places.group, router.always, router.top_k) == (3, "batch", False, 4)
     assert all(loss.coefficient == 0 for loss in layer.losses)
     with pytest.raises(ConfigError, match="iterations=0"):
         libmoe.create("s-base", iterations=0).build_layer(Site(D, 64))

@@ -18,7 +18,7 @@ from libmoe.core.site import Site
 from libmoe.layers import MoELayer
 from libmoe.losses import BalanceLoss, GroupAlignmentLoss
 from libmoe.routers import HierarchicalRouter, TopKRouter
-from libmoe.routers.capacity import places
+from libmoe.routers.places import Places
 from libmoe.testing import check_loss
 
 N, G, E, D, T = 8, 2, 4, 6, 60
@@ -94,8 +94,9 @@ def test_its_gradient_pushes_outer_experts_above_the_threshold_down() -> None:
 
 
 def test_first_choices_are_never_displaced_by_second_ones_and_places_are_rounded_for_each_choice() -> None:
-    assert places(10, 2, 4, 1.0, "tokens") == 6 and places(10, 2, 4, 1.0) == 5
-    router = TopKRouter(N, N, 2, renormalise=False, capacity_factor=0.5, rounding="tokens", gate=torch.nn.Identity())
+    assert Places(rounding="tokens").count(10, 2, 4, 1.0) == 6 and Places().count(10, 2, 4, 1.0) == 5
+    places = Places(rounding="tokens")
+    router = TopKRouter(N, N, 2, renormalise=False, capacity_factor=0.5, places=places, gate=torch.nn.Identity())
     plan = router.train().route(torch.randn(T, N), ctx(training=True)).plan
     slots = 2 * math.ceil(0.5 * T / N)
     expert_TK, kept_TK = plan.expert_A.view(T, 2), plan.kept_A.view(T, 2)

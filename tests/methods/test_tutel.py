@@ -18,7 +18,7 @@ from libmoe.core.site import Site
 from libmoe.layers import MoELayer
 from libmoe.methods.tutel import capacity_rule
 from libmoe.routers import TemperedCosineGate
-from libmoe.routers.capacity import places
+from libmoe.routers.places import Places
 
 N, D, T = 4, 6, 42
 
@@ -49,9 +49,9 @@ def route(logits_TN: Tensor, **options: Any) -> Routing:
 
 
 def test_places_are_k_times_a_truncated_share() -> None:
-    assert places(10, 2, 4, 1.0, "share") == 2 * math.ceil(10 / 4) == 6
-    assert places(10, 2, 4, 1.25, "share") == 2 * int(3.75) == 6, "other rules give 7 or 8"
-    assert (places(10, 2, 4, 1.25), places(10, 2, 4, 1.25, "tokens")) == (7, 8)
+    assert Places(rounding="share").count(10, 2, 4, 1.0) == 2 * math.ceil(10 / 4) == 6
+    assert Places(rounding="share").count(10, 2, 4, 1.25) == 2 * int(3.75) == 6, "other rules give 7 or 8"
+    assert (Places().count(10, 2, 4, 1.25), Places(rounding="tokens").count(10, 2, 4, 1.25)) == (7, 8)
     assert build().router.capacities(10, 2, 1.25) == [6] * 4
 
 

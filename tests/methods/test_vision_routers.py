@@ -20,6 +20,7 @@ from libmoe.core.site import Site
 from libmoe.layers import MoELayer
 from libmoe.losses import ImportanceLoss, LoadLoss
 from libmoe.routers import ExpertChoiceRouter, SinkhornRouter, TopKRouter, TransportChoiceRouter
+from libmoe.routers.places import Places
 from libmoe.routers.transport import quadratic_plan, sinkhorn
 
 N, D, B, L = 4, 12, 3, 16
@@ -247,15 +248,15 @@ def kept(z: Tensor, rows: int = 1, mask: Tensor | None = None, **options: Any) -
 def test_with_one_place_the_more_important_token_keeps_it_even_if_it_comes_later() -> None:
     z = torch.tensor([[1.0, 0.0], [3.0, 0.0]])  # both want expert 0; two tokens, two experts: one place each
     assert kept(z, top_k=1, capacity_factor=1.0).flatten().tolist() == [True, False]
-    assert kept(z, top_k=1, capacity_factor=1.0, queue="score").flatten().tolist() == [False, True]
+    assert kept(z, top_k=1, capacity_factor=1.0, places=Places(queue="score")).flatten().tolist() == [False, True]
     method = libmoe.create("softmax-token-choice", batch_priority=True, num_experts=2, top_k=1)
-    assert method.build_layer(Site(D, 8)).router.queue == "score"
+    assert method.build_layer(Site(D, 8)).router.places.queue == "score"
 
 
 def test_every_image_has_places_of_its_own() -> None:
     z, mask = 3 * torch.randn(2 * L, N), torch.ones(2, L, dtype=torch.long)
     mask[1, 9:] = 0
-    options = {"top_k": 2, "capacity_factor": 0.8, "group": "sequence", "multiple": 2}
+    options = {"top_k": 2, "capacity_factor": 0.8, "places": Places(group="sequence", multiple=2)}
     together = kept(z, 2, mask, **options)
     first, second = (kept(z[s], **options) for s in (slice(0, L), slice(L, L + 9)))
     assert torch.equal(together[:L], first) and torch.equal(together[L : L + 9], second)
@@ -266,7 +267,7 @@ def test_every_image_has_places_of_its_own() -> None:
 def test_places_are_rounded_up_to_a_multiple(multiple: int, places: int) -> None:
     z = torch.zeros(L, N)
     z[:, 0] = 5.0
-    options = {"top_k": 2, "capacity_factor": 1.05, "multiple": multiple}
+    options = {"top_k": 2, "capacity_factor": 1.05, "places": Places(multiple=multiple)}
     assert int(kept(z, **options)[:, 0].sum()) == min(places, L)  # 1.05 * 32 / 4 = 8.4
 
 
@@ -305,7 +306,7 @@ def test_options_that_do_not_go_together_are_refused() -> None:
     for make, message in (
         (lambda: TransportChoiceRouter(D, N, score_axis="tokens"), "score_axis='experts'"),
         (lambda: TransportChoiceRouter(D, N, transport="sinkhron"), "'sinkhorn'"),
-        (lambda: TopKRouter(D, N, group="image"), "'batch' or 'sequence'"),
+        (lambda: TopKRouter(D, N, places=Places(group="image")), "unknown group of places 'image'"),
         (lambda: SinkhornRouter(D, N, scores="softmx"), "'softmax'"),
     ):
         with pytest.raises(ConfigError, match=message):

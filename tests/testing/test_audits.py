@@ -12,6 +12,7 @@ from libmoe.core.routing import Router, Routing
 from libmoe.experts import FFNExperts
 from libmoe.layers import MoELayer
 from libmoe.routers import TopKRouter
+from libmoe.routers.places import Places
 from libmoe.testing import audit
 
 D, N = 8, 4
@@ -133,7 +134,7 @@ def capacity(**more: object) -> Router:
         (SoftMixing, False, True, True),
         (MergesPerSequence, False, True, True),
         (capacity, False, False, True),
-        (lambda: capacity(priority="token"), False, False, True),
+        (lambda: capacity(places=Places(priority="token")), False, False, True),
     ],
 )
 def test_leaks_are_found(make, causal: bool, independent: bool, padding: bool) -> None:

@@ -12,8 +12,8 @@ from libmoe.core.errors import ConfigError
 from libmoe.core.site import Site
 from libmoe.methods.base import register_method
 from libmoe.methods.gshard import GShard
-from libmoe.routers.capacity import Rounding
 from libmoe.routers.deepspeed_top2 import Normalise, Sampling
+from libmoe.routers.places import Rounding
 
 
 @register_method(

@@ -10,9 +10,9 @@ from libmoe.core.routing import Router
 from libmoe.core.site import Site
 from libmoe.losses import FirstChoiceBalanceLoss, Loss, Scope, ZLoss
 from libmoe.methods.base import Method, register_method
-from libmoe.routers.capacity import Queue, Rounding
 from libmoe.routers.deepspeed_top2 import DeepSpeedTop2Router, Normalise, Sampling
 from libmoe.routers.gates import LinearGate
+from libmoe.routers.places import Places, Queue, Rounding
 
 
 @register_method(
@@ -37,7 +37,7 @@ class GShard(Method):
         normalise: gates are divided by the sum of both ``chosen`` ones, or of those ``kept``.
         capacity_factor: places while training, as a multiple of an even share; ``None`` never drops.
         eval_capacity_factor: outside training: 2.4 in FastMoE, by default ``None``.
-        rounding, queue: how places are counted, and who takes them first (:class:`~libmoe.routers.topk.TopKRouter`).
+        rounding, queue: how places are counted, and who takes them first (:class:`~libmoe.routers.places.Places`).
         gate_bias: a bias in the gate, as FastMoE has.
     """
 
@@ -69,8 +69,7 @@ class GShard(Method):
             normalise=self.normalise,
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_factor(),
-            rounding=self.rounding,
-            queue=self.queue,
+            places=Places(rounding=self.rounding, queue=self.queue),
             gate=LinearGate(site.dim, self.num_experts, bias=self.gate_bias),
         )
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from libmoe.losses import Scope
 from libmoe.methods.base import register_method
 from libmoe.methods.softmax_token_choice import SoftmaxTokenChoice
-from libmoe.routers.capacity import Rounding
 from libmoe.routers.groups import Group
+from libmoe.routers.places import Rounding
 
 
 @register_method(

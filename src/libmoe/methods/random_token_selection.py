@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from libmoe.methods.base import register_method
 from libmoe.methods.switch import Switch
-from libmoe.routers.capacity import Queue
+from libmoe.routers.places import Queue
 
 
 @register_method(

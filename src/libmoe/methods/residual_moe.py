@@ -13,8 +13,8 @@ from libmoe.experts import Experts, SharedExpert
 from libmoe.layers import LearnedMix
 from libmoe.losses import Scope
 from libmoe.methods.base import Method, register_method
-from libmoe.routers.capacity import Queue
 from libmoe.routers.noise import GumbelNoise, InputJitter
+from libmoe.routers.places import Places, Queue
 from libmoe.routers.topk import TopKRouter
 
 
@@ -76,8 +76,7 @@ class ResidualMoE(Method):
             selection_noise=GumbelNoise() if self.noise == "rsample" else None,
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_capacity_factor,
-            min_capacity=self.min_capacity,
-            queue=self.queue,
+            places=Places(minimum=self.min_capacity, queue=self.queue),
         )
 
     def build_experts(self, site: Site) -> Experts:

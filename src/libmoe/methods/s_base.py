@@ -8,6 +8,7 @@ from libmoe.core.routing import Router
 from libmoe.core.site import Site
 from libmoe.methods.base import Method, register_method
 from libmoe.routers.groups import Group
+from libmoe.routers.places import Places
 from libmoe.routers.sinkhorn import SinkhornRouter
 
 
@@ -49,5 +50,5 @@ class SBase(Method):
             scores="sigmoid",
             iterations=self.iterations,
             always=False,
-            group=self.group,
+            places=Places(group=self.group),
         )

@@ -10,6 +10,7 @@ from libmoe.core.site import Site
 from libmoe.losses import GroupAlignmentLoss, Loss, Scope
 from libmoe.methods.base import Method, register_method
 from libmoe.routers.hierarchical import HierarchicalRouter
+from libmoe.routers.places import Places
 
 
 @register_method(
@@ -55,7 +56,7 @@ class SAM(Method):
             renormalise=self.renormalise,
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_capacity_factor,
-            rounding="tokens",
+            places=Places(rounding="tokens"),
         )
 
     def build_losses(self, site: Site) -> Sequence[Loss]:

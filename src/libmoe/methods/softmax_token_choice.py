@@ -13,9 +13,9 @@ from libmoe.core.site import Site
 from libmoe.experts import Experts
 from libmoe.losses import FirstChoiceBalanceLoss, ImportanceLoss, LoadLoss, Loss, Scope, ZLoss
 from libmoe.methods.base import Method, register_method
-from libmoe.routers.capacity import Rounding
 from libmoe.routers.groups import Group
 from libmoe.routers.noise import GaussianNoise
+from libmoe.routers.places import Places, Rounding
 from libmoe.routers.topk import TopKRouter
 
 
@@ -41,7 +41,7 @@ class SoftmaxTokenChoice(Method):
             of several images.
         capacity_factor, eval_capacity_factor: in training and otherwise; ``None`` drops nothing.
         multiple: places are rounded up to a multiple of this; in small groups that gives more than the factor says.
-        rounding: before that; see :func:`~libmoe.routers.capacity.places`.
+        rounding: before that; see :class:`~libmoe.routers.places.Places`.
         batch_priority: tokens with the largest best gate are served first (batch-prioritised routing), not the
             earlier ones.
         noise_std: of training's noise on logits, times ``1 / N``.
@@ -69,10 +69,12 @@ class SoftmaxTokenChoice(Method):
             "noise": GaussianNoise(self.noise_std / self.num_experts) if self.noise_std else None,
             "capacity_factor": self.capacity_factor,
             "eval_capacity_factor": self.eval_capacity_factor,
-            "multiple": self.multiple,
-            "rounding": self.rounding,
-            "group": self.group,
-            "queue": "score" if self.batch_priority else "position",
+            "places": Places(
+                multiple=self.multiple,
+                rounding=self.rounding,
+                group=self.group,
+                queue="score" if self.batch_priority else "position",
+            ),
         }
 
     def build_router(self, site: Site) -> Router:

@@ -15,9 +15,9 @@ from libmoe.core.routing import Router
 from libmoe.core.site import Site
 from libmoe.experts import Experts, FFNExperts
 from libmoe.methods.base import Method, register_method
-from libmoe.routers.capacity import Queue
 from libmoe.routers.gates import LinearGate, Precision
 from libmoe.routers.noise import InputJitter
+from libmoe.routers.places import Places, Queue
 from libmoe.routers.topk import TopKRouter
 
 
@@ -67,7 +67,7 @@ class Switch(Method):
             token's output depends neither on its neighbours in the batch nor on how text is cut into batches.
         min_capacity: an expert takes so many tokens at least.
         queue: which tokens it takes: the earlier ones (``position``, the paper), those it is most probable for
-            (``score``) or any (``random``); see :class:`~libmoe.routers.topk.TopKRouter`.
+            (``score``) or any (``random``); see :class:`~libmoe.routers.places.Places`.
         overflow: what a token beyond capacity gets from the layer: ``zero`` (the paper), or ``identity``, its
             own input times its gate.
         init_scale: s of the truncated-normal initialisation of router and experts, 0.1 in the paper; ``None``
@@ -106,8 +106,7 @@ class Switch(Method):
             noise=InputJitter(self.jitter) if self.jitter else None,
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_capacity_factor,
-            min_capacity=self.min_capacity,
-            queue=self.queue,
+            places=Places(minimum=self.min_capacity, queue=self.queue),
             gate=gate,
         )
 

@@ -16,6 +16,7 @@ from libmoe.methods.base import Method, register_method
 from libmoe.routers.cosine import TemperedCosineGate
 from libmoe.routers.gates import LinearGate
 from libmoe.routers.noise import GaussianNoise
+from libmoe.routers.places import Places
 from libmoe.routers.topk import TopKRouter
 
 
@@ -89,8 +90,7 @@ class Tutel(Method):
             noise=GaussianNoise(self.gate_noise / self.num_experts) if self.gate_noise else None,
             capacity_factor=capacity_rule(self.capacity_factor),
             eval_capacity_factor=capacity_rule(self.eval_capacity_factor),
-            rounding="share",
-            queue="score" if self.batch_prioritised else "position",
+            places=Places(rounding="share", queue="score" if self.batch_prioritised else "position"),
             scale_input=not self.postscore,
             gate=self.build_gate(site),
         )

@@ -9,30 +9,11 @@ import torch
 from torch import Tensor
 
 Priority = Literal["token", "choice"]
-Queue = Literal["position", "score", "random"]
-Rounding = Literal["choices", "tokens", "share", "nearest"]
 
 
 def capacity(num_assignments: int, num_experts: int, factor: float) -> int:
     """``ceil(factor * A / N)``: slots of each expert for A assignments (arXiv 2101.03961, eq. 3)."""
     return math.ceil(factor * num_assignments / num_experts)
-
-
-def places(tokens: int, k: int, num_experts: int, factor: float, rounding: Rounding = "choices") -> int:
-    """Slots of each expert for T tokens with k choices each, in one of the ways in which it is rounded.
-
-    * ``choices``: ``ceil(factor k T / N)``, as :func:`capacity`;
-    * ``tokens``: ``k ceil(factor T / N)`` (arXiv 2112.10684, arXiv 2203.14685);
-    * ``share``: ``k int(factor ceil(T / N))`` (arXiv 2206.03382);
-    * ``nearest``: ``round(factor k T / N)`` (arXiv 2106.05974).
-    """
-    if rounding == "choices":
-        return capacity(tokens * k, num_experts, factor)
-    if rounding == "nearest":
-        return math.floor(factor * tokens * k / num_experts + 0.5)
-    if rounding == "tokens":
-        return k * capacity(tokens, num_experts, factor)
-    return k * int(factor * math.ceil(tokens / num_experts))
 
 
 def keep_within(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Routing
+from libmoe.routers.ids import ids_below
 from libmoe.routers.sigmoid import SigmoidRouter
 
 if TYPE_CHECKING:
@@ -74,13 +75,7 @@ class DistilledRouter(SigmoidRouter):
         self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
 
     def student_logits(self, ctx: LayerContext, device: torch.device) -> Tensor:
-        token_T = ctx.token_ids_T.to(device)
-        if ctx.mask_T is not None:  # padding may have any number
-            token_T = token_T.masked_fill(~ctx.mask_T.to(device), 0)
-        size = self.student.table.num_embeddings
-        if device.type == "cpu" and len(token_T) and int(token_T.max()) >= size:
-            raise ConfigError(f"token id {int(token_T.max())} is not among the {size} this router was made for")
-        return self.student(token_T)
+        return self.student(ids_below(self.student.table.num_embeddings, ctx, device))
 
     def preference(self, scores_TN: Tensor, logits_TN: Tensor, ctx: LayerContext) -> Tensor:
         if bool(self.settled) or (not self.training and self.evaluate_with == "distilled"):

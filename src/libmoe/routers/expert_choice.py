@@ -13,10 +13,10 @@ from libmoe.core.routing import Router, Routing
 from libmoe.routers.capped import capped_assignment, residual
 from libmoe.routers.gates import LinearGate
 from libmoe.routers.groups import Group, group_layout, group_of, softmax_within
+from libmoe.routers.noise import Noise, noisy
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
-    from libmoe.routers.noise import Noise
 
 Axis = Literal["experts", "tokens"]
 EvalPolicy = Literal["group", "token"]
@@ -166,10 +166,7 @@ class ExpertChoiceRouter(Router):
         return softmax_within(logits_TN[picks], owner_A, len(layout[0]) * self.num_experts)
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        noise = self.noise if self.training else None
-        logits_TN = self.gate(x_TD if noise is None else noise.inputs(x_TD, ctx))
-        if noise is not None:
-            logits_TN = noise.logits(logits_TN, x_TD, ctx)
+        logits_TN, _ = noisy(lambda x_TD, ctx: self.gate(x_TD), self.noise if self.training else None, x_TD, ctx)
         num_tokens = len(logits_TN)
         if not self.training and self.eval_policy == "token":
             scores_TN = logits_TN.softmax(dim=-1)

@@ -71,7 +71,7 @@ class HierarchicalRouter(TopKRouter):
         super().__init__(dim, num_experts, top_k, renormalise=renormalise, **options)
         if groups < 1 or num_experts % groups:
             raise ConfigError(f"groups={groups} must divide num_experts={num_experts}")
-        if two_hops and options.get("group") == "sequence":
+        if two_hops and self.places.group == "sequence":
             raise ConfigError("group='sequence' with two_hops: a group of experts accepts tokens of the whole batch")
         self.groups, self.size, self.two_hops = groups, num_experts // groups, two_hops
         self._fits(top_k)
@@ -96,12 +96,12 @@ class HierarchicalRouter(TopKRouter):
         factor = self.factor
         if not self.two_hops or factor is None:
             return super().keep(expert_TK, scores_TN, ctx, asking_TK)
-        mask_T, order_T, k = ctx.mask_T, self.served(scores_TN, ctx), expert_TK.shape[1]
+        mask_T, order_T, k = ctx.mask_T, self.places.order(scores_TN, ctx), expert_TK.shape[1]
         tokens = len(expert_TK) if mask_T is None else int(mask_T.sum())
         group_T1 = expert_TK[:, :1] // self.size
         slots_G = torch.full((self.groups,), capacity(tokens, self.groups, factor), device=expert_TK.device)
-        sent_T = keep_within(group_T1, slots_G, mask_T, self.priority, order_T).squeeze(1)
+        sent_T = keep_within(group_T1, slots_G, mask_T, self.places.priority, order_T).squeeze(1)
         sent_G = torch.bincount(group_T1.squeeze(1)[sent_T], minlength=self.groups)
         slots_N = (sent_G * factor * k / self.size).ceil().long().repeat_interleave(self.size)
         asking = sent_T if asking_TK is None else asking_TK & sent_T.unsqueeze(1)
-        return keep_within(expert_TK, slots_N, asking, self.priority, order_T)
+        return keep_within(expert_TK, slots_N, asking, self.places.priority, order_T)

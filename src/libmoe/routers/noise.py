@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,20 @@ class Noise(nn.Module):
     def draw(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Changed logits, and the standard deviation ``[T, N]`` of what was added where that is normal."""
         return self.logits(logits_TN, x_TD, ctx), None
+
+
+def noisy(
+    gate: Callable[[Tensor, LayerContext], Tensor], noise: Noise | None, x_TD: Tensor, ctx: LayerContext
+) -> tuple[Tensor, dict[str, Any]]:
+    """Logits of ``gate`` with noise, and what losses may want to know of it, for ``Routing.extras``.
+
+    Where the noise is normal that is ``clean_TN``, the logits without it, and ``noise_std_TN``.
+    """
+    if noise is None:
+        return gate(x_TD, ctx), {}
+    clean_TN = gate(noise.inputs(x_TD, ctx), ctx)
+    logits_TN, std_TN = noise.draw(clean_TN, x_TD, ctx)
+    return logits_TN, {} if std_TN is None else {"clean_TN": clean_TN, "noise_std_TN": std_TN}
 
 
 class NormalNoise(Noise):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError, unknown
-from libmoe.routers.groups import Group, group_layout
+from libmoe.routers.groups import group_layout
+from libmoe.routers.places import Places
 from libmoe.routers.topk import TopKRouter
 from libmoe.routers.transport import sinkhorn
 
@@ -28,7 +29,7 @@ class SinkhornRouter(TopKRouter):
         scores: weights of the chosen: ``softmax`` over all experts, or ``sigmoid``.
         iterations: rounds; 3 in S-BASE, 20 in vision.
         always: outside training too; if not, evaluation is plain top-k of the scores and causal.
-        group: tokens that are balanced together, and share places: a ``sequence`` or the ``batch``.
+        places: whose ``group`` also says which tokens are balanced together.
         options: those of :class:`~libmoe.routers.topk.TopKRouter`; weights are not renormalised by default.
     """
 
@@ -41,18 +42,18 @@ class SinkhornRouter(TopKRouter):
         scores: Scores = "softmax",
         iterations: int = 20,
         always: bool = True,
-        group: Group = "sequence",
+        places: Places = Places(group="sequence"),  # noqa: B008 - it is frozen
         renormalise: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(dim, num_experts, top_k, renormalise=renormalise, group=group, **options)
+        super().__init__(dim, num_experts, top_k, renormalise=renormalise, places=places, **options)
         if scores not in ("softmax", "sigmoid"):
             raise unknown("value of scores", scores, ["softmax", "sigmoid"])
         if iterations < 1:
             raise ConfigError(f"iterations={iterations} must be at least 1")
         self.scores, self.iterations, self.always = scores, iterations, always
         if always:
-            self.causal, self.batch_independent = False, group == "sequence"
+            self.causal, self.batch_independent = False, places.group == "sequence"
 
     def score(self, logits_TN: Tensor) -> Tensor:
         return logits_TN.softmax(dim=-1) if self.scores == "softmax" else logits_TN.sigmoid()
@@ -65,6 +66,6 @@ class SinkhornRouter(TopKRouter):
             return scores_TN
         if self.selection_noise is not None and self.training:
             logits_TN = self.selection_noise.logits(logits_TN, logits_TN, ctx)
-        index_GL, real_GL = group_layout(len(logits_TN), logits_TN.device, ctx, self.group)
+        index_GL, real_GL = group_layout(len(logits_TN), logits_TN.device, ctx, self.places.group)
         log_GLN = sinkhorn(logits_TN[index_GL], real_GL, self.iterations)
         return torch.zeros_like(scores_TN).index_copy(0, index_GL[real_GL], log_GLN[real_GL].to(scores_TN.dtype))

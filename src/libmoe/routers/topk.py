@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.errors import ConfigError, unknown
+from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
-from libmoe.routers.capacity import Priority, Queue, Rounding, keep_within, places
 from libmoe.routers.gates import LinearGate
-from libmoe.routers.groups import Group
+from libmoe.routers.noise import Noise, noisy
+from libmoe.routers.places import Places
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
-    from libmoe.routers.noise import Noise
 
 
 class TopKRouter(Router):
@@ -41,14 +40,7 @@ class TopKRouter(Router):
         capacity_factor: drop what exceeds ``ceil(factor * A / N)`` while training; ``None`` never drops.
         eval_capacity_factor: the same outside training (``None``: dropless, so that the output of a token
             does not depend on its neighbours in the batch; a factor makes it depend on all of them).
-        min_capacity: an expert has this many places at least.
-        rounding: how the number of places is rounded; see :func:`~libmoe.routers.capacity.places`.
-        multiple: and then up to a multiple of this.
-        group: tokens that share places: the ``batch``, or those of a ``sequence``, which then do not depend on others.
-        priority: ``choice`` serves all first choices before any second choice, ``token`` token after token.
-        queue: which tokens are served first: the earlier ones (``position``), those with the highest best score
-            (``score``: batch-prioritised routing, arXiv 2106.05974 §4), or any, drawn anew each time (``random``:
-            random token selection, arXiv 2109.10465 §3); outside training that is ``position``.
+        places: how places are counted where there is a factor, and who gets them.
         scale_input: weights multiply the experts' inputs instead of their outputs.
         expert_dropout: while training, each expert is out of a token's reach with this probability, independently
             of the others; nothing is rescaled (arXiv 2310.10837 §4).  Where fewer than k are left, the rest of the
@@ -71,12 +63,7 @@ class TopKRouter(Router):
         selection_noise: Noise | None = None,
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
-        min_capacity: int = 0,
-        rounding: Rounding = "choices",
-        multiple: int = 1,
-        group: Group = "batch",
-        priority: Priority = "choice",
-        queue: Queue = "position",
+        places: Places = Places(),  # noqa: B008 - it is frozen
         scale_input: bool = False,
         expert_dropout: float = 0.0,
         gate: nn.Module | None = None,
@@ -88,16 +75,11 @@ class TopKRouter(Router):
             raise ConfigError(f"expert_dropout={expert_dropout} must be at least 0 and below 1; 0 is off")
         self.top_k, self.expert_dropout = top_k, expert_dropout
         self.renormalise, self.softmax_after_topk = renormalise, softmax_after_topk
-        if queue not in ("position", "score", "random"):
-            raise unknown("queue for places", queue, ["position", "score", "random"])
-        if group not in ("batch", "sequence") or multiple < 1:
-            raise ConfigError(f"group={group!r} must be 'batch' or 'sequence', and multiple={multiple} at least 1")
         self.noise, self.selection_noise = noise, selection_noise
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
-        self.min_capacity, self.rounding, self.priority, self.queue = min_capacity, rounding, priority, queue
-        self.multiple, self.group = multiple, group
+        self.places = places
         if eval_capacity_factor is not None:
-            self.causal, self.batch_independent = False, group == "sequence"
+            self.causal, self.batch_independent = False, places.group == "sequence"
         self.scale_input = scale_input
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
 
@@ -138,18 +120,7 @@ class TopKRouter(Router):
 
     def capacities(self, tokens: int, k: int, factor: float) -> list[int]:
         """Places of each expert for so many real tokens with k choices each."""
-        slots = places(tokens, k, self.num_experts, factor, self.rounding)
-        slots = -(-slots // self.multiple) * self.multiple
-        return [max(slots, self.min_capacity)] * self.num_experts
-
-    def served(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor | None:
-        """int64 ``[T]``: the tokens in the order in which they are served; ``None``: as they come."""
-        if self.queue == "score":
-            return scores_TN.max(dim=-1).values.argsort(descending=True, stable=True)
-        if self.queue == "random" and self.training:
-            generator = ctx.generator("queue", scores_TN.device)
-            return torch.randperm(len(scores_TN), generator=generator, device=scores_TN.device)
-        return None
+        return [self.places.count(tokens, k, self.num_experts, factor)] * self.num_experts
 
     @property
     def factor(self) -> float | None:
@@ -164,29 +135,17 @@ class TopKRouter(Router):
         Args:
             asking_TK: those that ask for a place; ``None``: all.
         """
-        factor, mask_T = self.factor, ctx.mask_T
-        if asking_TK is not None and mask_T is not None:
-            asking_TK = asking_TK & mask_T.unsqueeze(1)
+        factor = self.factor
         if factor is None:
-            return asking_TK
-        real_T = torch.ones_like(expert_TK[:, 0], dtype=torch.bool) if mask_T is None else mask_T
-        sizes = [int(real_T.sum())]
-        if self.group == "sequence":  # every sequence has experts of its own, as far as places go
-            group_T = ctx.sequence_T.to(expert_TK.device)
-            sizes = torch.bincount(group_T[real_T], minlength=int(group_T[-1]) + 1 if len(group_T) else 0).tolist()
-            expert_TK = expert_TK + self.num_experts * group_T.unsqueeze(1)
-        slots = [s for tokens in sizes for s in self.capacities(tokens, expert_TK.shape[1], factor)]
-        capacity_N = torch.tensor(slots, dtype=torch.long, device=expert_TK.device)
-        asking = mask_T if asking_TK is None else asking_TK
-        return keep_within(expert_TK, capacity_N, asking, self.priority, self.served(scores_TN, ctx))
+            return asking_TK if asking_TK is None or ctx.mask_T is None else asking_TK & ctx.mask_T.unsqueeze(1)
+
+        def count(tokens: int, k: int) -> list[int]:
+            return self.capacities(tokens, k, factor)
+
+        return self.places.keep(expert_TK, scores_TN, ctx, count, asking_TK)
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        noise = self.noise if self.training else None
-        logits_TN, extras = self.logits(x_TD if noise is None else noise.inputs(x_TD, ctx), ctx), {}
-        if noise is not None:
-            clean_TN = logits_TN
-            logits_TN, std_TN = noise.draw(clean_TN, x_TD, ctx)
-            extras = {} if std_TN is None else {"clean_TN": clean_TN, "noise_std_TN": std_TN}
+        logits_TN, extras = noisy(self.logits, self.noise if self.training else None, x_TD, ctx)
         scores_TN = self.score(logits_TN)
         dropped_TN = ctx.memo("dropped", lambda: self.dropped(scores_TN, ctx))
 

@@ -12,10 +12,10 @@ from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
 from libmoe.routers.capacity import capacity, keep_best
 from libmoe.routers.gates import LinearGate
+from libmoe.routers.noise import Noise, noisy
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
-    from libmoe.routers.noise import Noise
 
 
 class VariableKRouter(Router):
@@ -110,12 +110,7 @@ class VariableKRouter(Router):
         return keep_best(mask_TN, scores_TN, slots, ctx.mask_T)
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        noise = self.noise if self.training else None
-        logits_TN, drawn = self.logits(x_TD if noise is None else noise.inputs(x_TD, ctx), ctx), {}
-        if noise is not None:
-            clean_TN = logits_TN
-            logits_TN, std_TN = noise.draw(clean_TN, x_TD, ctx)
-            drawn = {} if std_TN is None else {"clean_TN": clean_TN, "noise_std_TN": std_TN}
+        logits_TN, drawn = noisy(self.logits, self.noise if self.training else None, x_TD, ctx)
         scores_TN = self.score(logits_TN)
         mask_TN = ctx.memo("select", lambda: self.select(scores_TN.detach(), ctx))
         kept_TN = ctx.memo("keep", lambda: self.keep(mask_TN, scores_TN.detach(), ctx))

@@ -11,6 +11,7 @@ from torch import Tensor
 from libmoe.core.errors import ConfigError
 from libmoe.core.seeding import derive_seed
 from libmoe.routers.hash import hash_priority
+from libmoe.routers.ids import ids_below
 from libmoe.routers.variable import VariableKRouter
 
 if TYPE_CHECKING:
@@ -65,12 +66,7 @@ class VisibleRouter(VariableKRouter):
         """bool ``[T, N]``; ``None`` for all."""
         if ctx.tokens.ids is None:
             return None
-        token_T = ctx.token_ids_T.to(device)
-        if ctx.mask_T is not None:  # padding may have any number
-            token_T = token_T.masked_fill(~ctx.mask_T.to(device), 0)
-        size = len(self.frequent_V)
-        if device.type == "cpu" and len(token_T) and int(token_T.max()) >= size:
-            raise ConfigError(f"token id {int(token_T.max())} is not among the {size} this router was made for")
+        token_T = ids_below(len(self.frequent_V), ctx, device)
         priority_TN = hash_priority(token_T, self.num_experts, derive_seed(self.seed, "visible", ctx.index))
         rank_TN = priority_TN.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         in_sight_T = torch.where(self.frequent_V[token_T], self.frequent_visible, self.rare_visible)
