@@ -199,7 +199,7 @@ def test_a_later_stage_takes_the_model_as_it_is(vlm: Any, tmp_path: Any) -> None
     before = model(**given).logits
     assert moeify(model, "mono-internvl-1.5", where="language", init="copy", seed=9) is model
     assert torch.equal(model(**given).logits, before)
-    with pytest.raises(ConfigError, match="is an MoE layer already"):
+    with pytest.raises(ConfigError, match="has MoE layers already"):
         moeify(model, "modality-static", where="language", init="copy")
 
 

@@ -328,8 +328,8 @@ def test_the_next_stage_goes_on_with_the_experts_of_the_one_before(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("method.name=smoe", r"method\.name: backbone\.checkpoint has MoE layers already, with 'moe-connector'"),
-        ('method.options={"top_k": 1}', r"method\.options: backbone\.checkpoint has MoE layers already"),
+        ("method.name=smoe", r"method\.name: the model has MoE layers already, with 'moe-connector'"),
+        ('method.options={"top_k": 1}', r"method\.options: the model has MoE layers already"),
         ("method.where=all", r"with 'connector' instead of 'all'"),
     ],
 )

@@ -10,6 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 
+def image_token(model: Any) -> int | None:
+    """The id that stands for an image in the text that ``model`` reads; ``None`` for a model without images."""
+    return getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+
+
 def as_matrix(value: Any) -> Tensor | None:
     """``value`` if it is a tensor with two dimensions."""
     return value if isinstance(value, Tensor) and value.dim() == 2 else None

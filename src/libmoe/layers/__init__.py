@@ -3,6 +3,6 @@
 from libmoe.layers.mixing import LearnedMix
 from libmoe.layers.moe import MoELayer, moe_layers
 from libmoe.layers.multi_head import MultiHead
-from libmoe.layers.replaced import replaced_forward
+from libmoe.layers.replaced import put, replaced_forward
 
-__all__ = ["LearnedMix", "MoELayer", "MultiHead", "moe_layers", "replaced_forward"]
+__all__ = ["LearnedMix", "MoELayer", "MultiHead", "moe_layers", "put", "replaced_forward"]

@@ -1,15 +1,23 @@
-"""MoE layers that for a while compute something else, as accounting needs it."""
+"""Modules in the place of others: for good, or, for accounting, for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from libmoe.layers.moe import MoELayer
+
+
+def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put each module at its path in ``model``, instead of what is there and in the mode of its new owner."""
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, name, module.train(owner.training))
 
 
 @contextmanager

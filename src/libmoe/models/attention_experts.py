@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from libmoe.core.errors import ConfigError
 from libmoe.core.registry import Info
 from libmoe.experts.linear import LinearExperts
-from libmoe.layers import MoELayer, moe_layers
+from libmoe.layers import MoELayer, moe_layers, put
 from libmoe.models.forms import child, is_linear, sizes, weight_OI
 from libmoe.models.record import EDITS, describe, make_edit
 from libmoe.models.replacing import moeify
@@ -131,17 +131,10 @@ def _edit(
         linear = model.get_submodule(path)
         experts = LinearExperts(_copy(linear) for _ in range(num_experts))
         layer = MoELayer(ModalityStaticRouter(num_experts, key, missing), experts, index=index)
-        layers.append(layer.train(linear.training))
-    place(model, dict(zip(paths, layers, strict=True)))
+        layers.append(layer)
+    put(model, dict(zip(paths, layers, strict=True)))
     options = {"num_experts": num_experts, "key": key, "missing": missing}
     return {**options, "paths": list(paths), "first": first}
-
-
-def place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Put each module at its path, in the place of what is there."""
-    for path, module in modules.items():
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, module)
 
 
 def choose_attentions(model: nn.Module, sites: Sequence[str] = (), where: Where | None = None) -> list[FoundAttention]:

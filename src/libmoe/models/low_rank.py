@@ -9,7 +9,8 @@ from torch import nn
 
 from libmoe.core.registry import Info
 from libmoe.experts.lora import LoRALinear
-from libmoe.models.attention_experts import choose_attentions, place
+from libmoe.layers import put
+from libmoe.models.attention_experts import choose_attentions
 from libmoe.models.forms import sizes
 from libmoe.models.record import EDITS
 from libmoe.models.where import Where
@@ -32,6 +33,6 @@ def _edit(
     adapted: dict[str, nn.Module] = {}
     for path in paths:
         linear = model.get_submodule(path)
-        adapted[path] = LoRALinear(linear, *sizes(linear), rank, alpha, dropout).train(linear.training)
-    place(model, adapted)
+        adapted[path] = LoRALinear(linear, *sizes(linear), rank, alpha, dropout)
+    put(model, adapted)
     return {"rank": rank, "alpha": alpha, "dropout": dropout, "paths": list(paths)}

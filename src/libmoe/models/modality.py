@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from libmoe.core.context import current
+from libmoe.core.tokens import image_token
 
 TEXT, IMAGE, PADDING = range(3)
 
@@ -20,8 +21,7 @@ def tell_modality(model: Any) -> None:
     :data:`PADDING` under the attention mask (``[B, L]``).  Elsewhere every token is text (``[B]``).  Generation
     needs nothing else: what is decoded is text.
     """
-    config = model.config
-    image = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    image = image_token(model)
 
     def tell(module: nn.Module, args: tuple, kwargs: dict) -> None:
         context = current()

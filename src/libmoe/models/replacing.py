@@ -43,7 +43,8 @@ def moeify(
     """Replace feed-forward networks of ``model`` by MoE layers, in place; returns the same model.
 
     Device and dtype stay; residual connections, norms and dropout around the FFNs stay.  ``model.libmoe`` tells
-    what was done, ``model.config.libmoe`` the same as JSON.
+    what was done, ``model.config.libmoe`` the same as JSON.  A model that has these very MoE layers already, from an
+    earlier stage of training, is left as it is.
 
     Args:
         model: a dense transformers model (any whose FFNs have a known form).
@@ -55,7 +56,7 @@ def moeify(
         seed: base seed of initial weights: equal for equal names and shapes, whatever the method.
 
     Raises:
-        ConfigError: unknown method, option or place; a model without FFNs or with experts already; experts that
+        ConfigError: unknown method, option or place; a model without FFNs or with other experts already; experts that
             cannot be copies of the dense FFN.
     """
     method = _resolve(method, options)
@@ -64,7 +65,9 @@ def moeify(
     if getattr(model.config, "chunk_size_feed_forward", 0):
         raise ConfigError("chunk_size_feed_forward cuts sequences before experts see them; set it to 0")
     name = registered_name(method)
-    if _has(model, method, where):
+    record = getattr(model, "libmoe", None)
+    if record is not None and record.sites:
+        _check_same(record, name, method, where)
         return model
     chosen = select(find_ffns(model), where)
     receipt = Receipt(
@@ -102,10 +105,15 @@ def moeify(
     return model
 
 
-def _has(model: nn.Module, method: Method, where: Where) -> bool:
-    """Whether the model was made by this method with these options at these places: a later stage goes on with it."""
-    record = getattr(model, "libmoe", None)
-    return record is not None and bool(record.sites) and (record.method, record.where) == (method, where)
+def _check_same(record: Moeified, name: str, method: Method, where: Where) -> None:
+    """Raises ConfigError where a model's MoE layers are not those that are asked for."""
+    wanted = {"name": name, "options": to_dict(method), "where": where}
+    for what, has in (("name", record.method_name), ("options", record.options), ("where", record.where)):
+        if wanted[what] != has:
+            raise ConfigError(
+                f"method.{what}: the model has MoE layers already, with {has!r} instead of {wanted[what]!r}; a later "
+                "stage repeats the method that it goes on with"
+            )
 
 
 def _resolve(method: str | Method, options: Mapping[str, Any] | None) -> Method:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from libmoe.core.context import ForwardContext, install, use
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.seeding import seeded
-from libmoe.layers import moe_layers
+from libmoe.layers import moe_layers, put
 from libmoe.peft.instance import NAME, InstanceGate, SharedChoice, decide, keep
 from libmoe.peft.linear import LoRAExpertsLinear
 from libmoe.peft.plan import GroupPlan
@@ -103,7 +102,7 @@ def add_instance_lora(
     gate.index, gate.config = len(list(moe_layers(model))), config
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in config.trainable))
-    _place(model, added)
+    put(model, added)
     wide = torch.promote_types(table.weight.dtype, torch.float32)  # a gate in half precision flips choices
     setattr(model, NAME, gate.to(table.weight.device, wide).train(model.training))
     if decide not in model._forward_pre_hooks.values():
@@ -158,16 +157,9 @@ def merge(model: nn.Module, instruction: Tensor) -> nn.Module:
         decide(model, (), inputs)
         plan = context.shared[NAME]
     assert isinstance(plan, GroupPlan)
-    _place(model, {path: m.merged(plan.expert_GK[0], plan.weight_GK[0]) for path, m in adapted(model).items()})
+    put(model, {path: m.merged(plan.expert_GK[0], plan.weight_GK[0]) for path, m in adapted(model).items()})
     delattr(model, NAME)
     record = getattr(model, "libmoe", None)
     if record is not None:
         record.edits = [edit for edit in record.edits if edit.kind != KIND]
     return model
-
-
-def _place(model: Any, modules: dict[str, nn.Module]) -> None:
-    for path, module in modules.items():
-        parent, _, name = path.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, name, module.train(owner.training))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from libmoe.core.context import ForwardContext, current, current_or_new
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Routing
-from libmoe.core.tokens import before_targets, named_inputs
+from libmoe.core.tokens import before_targets, image_token, named_inputs
 from libmoe.peft.plan import GroupPlan
 
 NAME = "instance_gate"
@@ -175,7 +175,7 @@ def instruction(model: Any, inputs: Mapping[str, Any], context: ForwardContext, 
     mask, ids = context.tokens.mask, inputs.get("input_ids")
     if mask is not None and mask.shape[1] >= shape[1]:
         found_BL = found_BL & mask[:, mask.shape[1] - shape[1] :].bool()
-    image = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+    image = image_token(model)
     return found_BL if ids is None or image is None else found_BL & (ids != image)
 
 

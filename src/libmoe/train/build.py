@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError
 from libmoe.data import PackedLoader, TokenizedCorpus, load_corpus, load_tokenizer
 from libmoe.experts import set_backend
 from libmoe.layers import moe_layers
-from libmoe.methods import METHODS, create
 from libmoe.models import adapt, build_backbone, moeify
 from libmoe.models.parts import has_connector
 from libmoe.ops import AUTO
 from libmoe.train.conversing import load_conversations
-from libmoe.train.recipe import MethodConfig, Recipe
+from libmoe.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -119,26 +117,9 @@ def build_model(recipe: Recipe, vocab_size: int, image_token: int | None = None)
             "leave it out, or choose the tokenizer that belongs to the checkpoint"
         )
     method = recipe.method
-    if list(moe_layers(model)):
-        _check_same(model, method)
-    else:
-        moeify(model, method.name, options=method.options, where=method.where, init=method.init, seed=recipe.seed)
+    moeify(model, method.name, options=method.options, where=method.where, init=method.init, seed=recipe.seed)
     if recipe.peft is not None:
         adapt(model, recipe.peft, seed=recipe.seed)
     if recipe.train.backend != AUTO and list(moe_layers(model)):  # a dense model has nothing to choose
         set_backend(model, recipe.train.backend)
     return model
-
-
-def _check_same(model: Any, method: MethodConfig) -> None:
-    """Raises ConfigError where a model's MoE layers are not those that a recipe asks for."""
-    wanted = (METHODS.info(method.name).name, to_dict(create(method.name, method.options)), method.where)
-    record = model.libmoe
-    for what, want, has in zip(
-        ("name", "options", "where"), wanted, (record.method_name, record.options, record.where), strict=True
-    ):
-        if want != has:
-            raise ConfigError(
-                f"method.{what}: backbone.checkpoint has MoE layers already, with {has!r} instead of {want!r}; a later "
-                "stage repeats the method that it goes on with"
-            )
