@@ -77,37 +77,24 @@ def make(options: argparse.Namespace) -> None:
 
 
 class Reader(nn.Module):
-    """What each patch says of its cell: logits of things, of the letters of what is written, and of the ground."""
+    """What each patch says of its cell: logits of the thing, of the letters written there, of the ground, of its place."""
 
     def __init__(self, width: int, patches: int) -> None:
         super().__init__()
-        self.sizes = [len(THINGS), LENGTH * len(LETTERS), len(BACKGROUNDS), patches]
-        self.linear = nn.Linear(width, sum(self.sizes))
+        self.shapes = {
+            "things": (len(THINGS),), "letters": (LENGTH, len(LETTERS)), "grounds": (len(BACKGROUNDS),),
+            "places": (patches,),
+        }  # fmt: skip
+        self.linear = nn.Linear(width, sum(map(math.prod, self.shapes.values())))
 
-    def losses(self, x_IPC: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        thing, letters, ground, place = self.linear(x_IPC).split(self.sizes, dim=-1)
-        written = labels["letters"] >= 0
-        letters = letters.unflatten(-1, (LENGTH, len(LETTERS)))
-        return {
-            "things": F.cross_entropy(thing.flatten(0, 1), labels["thing"].flatten()),
-            "letters": F.cross_entropy(letters[written], labels["letters"][written]),
-            "ground": F.cross_entropy(ground.flatten(0, 1), labels["ground"].flatten()),
-            "place": F.cross_entropy(place.flatten(0, 1), torch.arange(place.shape[1]).repeat(len(place))),
-        }
-
-    @torch.no_grad()
-    def right(self, x_IPC: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
-        thing, letters, ground, _ = self.linear(x_IPC).split(self.sizes, dim=-1)
-        written = labels["letters"] >= 0
-        letters = letters.unflatten(-1, (LENGTH, len(LETTERS))).argmax(-1)
-        return {
-            "things": float((thing.argmax(-1) == labels["thing"]).float().mean()),
-            "letters": float((letters[written] == labels["letters"][written]).float().mean()),
-            "grounds": float((ground.argmax(-1) == labels["ground"]).float().mean()),
-        }
+    def forward(self, x_IPC: Tensor) -> dict[str, Tensor]:
+        parts = self.linear(x_IPC).split([*map(math.prod, self.shapes.values())], dim=-1)
+        return {name: part.unflatten(-1, shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
 
 class Scenes(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Pixels of scenes of a part of the data, and what their patches show."""
+
     def __init__(self, part: str, number: int, processor: Any, side: int) -> None:
         self.part, self.number, self.processor, self.side = part, number, processor, side
 
@@ -122,20 +109,33 @@ class Scenes(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 def labels_of(scene: Scene, side: int) -> dict[str, Tensor]:
-    """For each of ``side * side`` patches."""
+    """For each of ``side * side`` patches the right answers of a :class:`Reader`; -1 where nothing is written."""
     things, letters = [], []
     for cell in scene.cells:
-        name = "nothing" if cell is None else "writing" if isinstance(cell, Writing) else cell.name
-        text = cell.text.ljust(LENGTH) if isinstance(cell, Writing) else None
-        things.append(THINGS.index(name))
-        letters.append([-1] * LENGTH if text is None else [LETTERS.index(letter) for letter in text])
+        written = isinstance(cell, Writing)
+        things.append(THINGS.index("nothing" if cell is None else "writing" if written else cell.name))
+        letters.append([LETTERS.index(c) for c in cell.text.ljust(LENGTH)] if written else [-1] * LENGTH)
     half = side / 2
     cell_P = [int(row >= half) * 2 + int(column >= half) for row in range(side) for column in range(side)]
-    ground = list(BACKGROUNDS).index(scene.background)
     return {
-        "thing": torch.tensor(things)[cell_P],
+        "things": torch.tensor(things)[cell_P],
         "letters": torch.tensor(letters)[cell_P],
-        "ground": torch.full((side * side,), ground),
+        "grounds": torch.full((side * side,), list(BACKGROUNDS).index(scene.background)),
+        "places": torch.arange(side * side),
+    }
+
+
+def losses(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: F.cross_entropy(logits[name].flatten(0, -2), right.flatten(), ignore_index=-1)
+        for name, right in labels.items()
+    }
+
+
+def shares(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, float]:
+    """What share of the answers is right."""
+    return {
+        name: float((logits[name].argmax(-1) == right)[right >= 0].float().mean()) for name, right in labels.items()
     }
 
 
@@ -149,24 +149,24 @@ def learn(encoder: Any, processor: Any, steps: int, batch: int, lr: float) -> di
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
 
-    def features(pixels: Tensor) -> Tensor:
-        return encoder(pixel_values=pixels).last_hidden_state[:, int(has_class_token) :]
+    def read(pixels: Tensor) -> dict[str, Tensor]:
+        answers: dict[str, Tensor] = reader(encoder(pixel_values=pixels).last_hidden_state[:, int(has_class_token) :])
+        return answers
 
-    data = torch.utils.data.DataLoader(Scenes("train", steps * batch, processor, side), batch)
     encoder.train()
-    bar = tqdm(data, unit="step")
+    bar = tqdm(torch.utils.data.DataLoader(Scenes("train", steps * batch, processor, side), batch), unit="step")
     for pixels, labels in bar:
-        losses = reader.losses(features(pixels), labels)
-        sum(losses.values()).backward()
+        parts = losses(read(pixels), labels)
+        torch.stack([*parts.values()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        bar.set_postfix({name: f"{loss.item():.2f}" for name, loss in losses.items()}, refresh=False)
+        bar.set_postfix({name: f"{loss.item():.2f}" for name, loss in parts.items()}, refresh=False)
     encoder.eval()
     with torch.no_grad():
         pixels, labels = next(iter(torch.utils.data.DataLoader(Scenes("validation", 512, processor, side), 512)))
-        return reader.right(features(pixels), labels)
+        return shares(read(pixels), labels)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def make(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
 def test_each_patch_is_told_what_its_cell_shows() -> None:
     scene = Scene((thing("whale"), None, Writing("moon"), Writing("7")), "blue", "noto")
     labels = scene_encoder.labels_of(scene, side=4)
-    shown = [scene_encoder.THINGS[number] for number in labels["thing"].tolist()]
+    shown = [scene_encoder.THINGS[number] for number in labels["things"].tolist()]
     assert shown[:4] == ["whale", "whale", "nothing", "nothing"] == shown[4:8]
     assert shown[8:] == ["writing"] * 8
     letters = ["".join(scene_encoder.LETTERS[n] for n in row) for row in labels["letters"][8:12].tolist()]
