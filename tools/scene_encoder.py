@@ -77,7 +77,7 @@ def make(options: argparse.Namespace) -> None:
 
 
 class Reader(nn.Module):
-    """What each patch says of its cell: logits of the thing, of the letters written there, of the ground, of its place."""
+    """What each patch says of its cell: logits of the thing, the letters written there, the ground and its place."""
 
     def __init__(self, width: int, patches: int) -> None:
         super().__init__()
@@ -126,8 +126,10 @@ def labels_of(scene: Scene, side: int) -> dict[str, Tensor]:
 
 
 def losses(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the answers there are; 0 for letters where no scene has any."""
     return {
-        name: F.cross_entropy(logits[name].flatten(0, -2), right.flatten(), ignore_index=-1)
+        name: F.cross_entropy(logits[name].flatten(0, -2), right.flatten(), ignore_index=-1, reduction="sum")
+        / (right >= 0).sum().clamp_min(1)
         for name, right in labels.items()
     }
 

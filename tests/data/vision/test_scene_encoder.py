@@ -41,6 +41,13 @@ def test_it_learns_what_scenes_show() -> None:
     assert right["grounds"] > 0.9, "by chance it would be an eighth"
 
 
+def test_a_batch_without_letters_has_no_loss_of_letters() -> None:
+    labels = scene_encoder.labels_of(Scene((thing("whale"), None, None, None), "red", "noto"), side=4)
+    reader = scene_encoder.Reader(8, 16)
+    found = scene_encoder.losses(reader(torch.randn(1, 16, 8)), {name: v.unsqueeze(0) for name, v in labels.items()})
+    assert float(found["letters"]) == 0 and all(loss.isfinite() for loss in found.values())
+
+
 def test_it_is_saved_with_its_processor_and_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
