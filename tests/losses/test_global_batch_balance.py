@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from libmoe.core.site import Site
 from libmoe.core.statistics import StepStatistics
 from libmoe.layers import MoELayer
 from libmoe.losses import BalanceLoss
+from two_ranks import in_two_ranks
 
 N, K, D = 4, 2, 8
 
@@ -57,9 +56,6 @@ def batches(count: int) -> list[torch.Tensor]:
 
 
 def rank_main(rank: int, folder: Path, same_data: bool) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     sent = []
     all_reduce = dist.all_reduce
     step_statistics.dist.all_reduce = lambda t, *a, **k: (sent.append(t.numel()), all_reduce(t, *a, **k))[1]
@@ -70,17 +66,10 @@ def rank_main(rank: int, folder: Path, same_data: bool) -> None:
     all_reduce(grad)
     answer = {"loss": loss.item(), "micro": micro.item(), "grad": (grad / 2).tolist(), "sent": sent}
     (folder / f"{rank}.json").write_text(json.dumps(answer))
-    dist.destroy_process_group()
 
 
 def run_ranks(folder: Path, same_data: bool) -> list[dict]:
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=rank_main, args=(rank, folder, same_data)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    in_two_ranks(rank_main, folder, same_data)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from libmoe.core.context import options
 from libmoe.core.statistics import StepStatistics
+from two_ranks import in_two_ranks
 
 EXACT = 1e-5
 SCOPES = ("sequence", "micro_batch", "rank", "global_batch")
@@ -47,10 +46,7 @@ def train_step(lab: Any, scope: str, count: bool, rank: int, sent: list[int]) ->
     return {name: param.grad for name, param in model.named_parameters()}
 
 
-def process(lab: Any, rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def process(rank: int, folder: Path, lab: Any) -> None:
     sent: list[int] = []
     all_reduce = dist.all_reduce
 
@@ -65,19 +61,12 @@ def process(lab: Any, rank: int, folder: Path) -> None:
         messages[f"{scope} {count}"] = list(sent)
         safetensors.torch.save_file(gradients, folder / f"{scope} {count} {rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(messages))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def results(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=process, args=(lab, rank, folder)) for rank in range(2)]
-    for p in processes:
-        p.start()
-    for p in processes:
-        p.join(120)
-        assert p.exitcode == 0
+    in_two_ranks(process, folder, lab, seconds=120)
     return folder
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -25,6 +22,7 @@ from libmoe.core.routing import Routing
 from libmoe.core.site import Site
 from libmoe.layers import MoELayer
 from libmoe.models.receipt import count_parameters
+from two_ranks import in_two_ranks
 
 N, D, T = 8, 6, 42
 
@@ -138,23 +136,13 @@ def model_and_parts() -> tuple[torch.nn.Module, list[Tensor]]:
 
 
 def process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, parts = model_and_parts()
     found = gradients(model, DistributedDataParallel(model, find_unused_parameters=True), parts[rank])
     safetensors.torch.save_file(found, folder / f"{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 def test_gradients_of_experts_are_their_sum_over_the_root_of_the_groups_and_others_are_means(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=process, args=(rank, tmp_path)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    in_two_ranks(process, tmp_path)
     found = [safetensors.torch.load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     model, parts = model_and_parts()
     alone = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from libmoe.losses import Loss, MeanImportanceLoss, SparsityLoss
 from libmoe.methods import create
 from libmoe.routers import share_embedding
 from libmoe.testing import check_loss
+from two_ranks import in_two_ranks
 
 N, DIM, E, T = 4, 12, 3, 30
 SCOPES = ("sequence", "micro_batch", "global_batch")
@@ -222,8 +221,6 @@ def test_gates_of_the_published_initialisation_lie_within_their_bound() -> None:
 
 def half(rank: int, folder: Path, p_TN: Tensor) -> None:
     """Loss and gradient of one process's half, as DDP would average them."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     mine = slice(0, 11) if rank == 0 else slice(11, T)  # unequal parts
     leaf_TN = p_TN[mine].clone().requires_grad_()
     ctx = ForwardContext().layer(0, (1, len(leaf_TN)), True)
@@ -233,19 +230,12 @@ def half(rank: int, folder: Path, p_TN: Tensor) -> None:
     (2 * numerator / T).backward()  # the step's tokens, by the number of processes that are averaged
     found = {"value": float(parts[0] / parts[1]), "gradient": (leaf_TN.grad / 2).tolist()}
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 @pytest.mark.distributed
 def test_two_processes_have_the_importance_and_the_gradient_of_one(tmp_path: Path) -> None:
     p_TN = (2 * torch.randn(T, N, dtype=torch.float64)).softmax(1)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=half, args=(rank, tmp_path, p_TN)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    in_two_ranks(half, tmp_path, p_TN)
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     leaf_TN = p_TN.clone().requires_grad_()
     alone = value(MeanImportanceLoss(1.0), leaf_TN)

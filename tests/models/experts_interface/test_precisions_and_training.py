@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +24,7 @@ from experts_outcomes import (
     run_experts,
     tokens,
 )
+from two_ranks import in_two_ranks
 
 
 @pytest.mark.parametrize(("family", "name"), [("mixtral", "MixtralExperts"), ("gpt_oss", "GptOssExperts")])
@@ -116,26 +114,16 @@ def test_parametrised_weights_get_their_gradients() -> None:
 
 
 def train_in_two(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model = libmoe.accelerate(DistributedDataParallel(copy.deepcopy(mixtral()).double()))
     model(tokens()[rank : rank + 1]).logits.square().sum().backward()
     gradients = {name: p.grad for name, p in model.module.named_parameters()}
     safetensors.torch.save_file(gradients, folder / f"{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 @pytest.mark.distributed
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
     model = copy.deepcopy(mixtral()).double()
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=train_in_two, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    in_two_ranks(train_in_two, tmp_path)
     model.set_experts_implementation("eager")
     (0.5 * model(tokens()).logits.square().sum()).backward()
     for rank in range(2):
