@@ -153,9 +153,11 @@ class Trace:
         tokens = self.tokens(["uid", *columns])
         wanted = [name for name in ROUTING_TYPES if scores or name != "scores"]
         chosen = None if layers is None else ds.field("layer").isin([int(i) for i in layers])
-        for batch in self._routing.to_batches(columns=wanted, filter=chosen, batch_size=size):
-            if batch.num_rows:
-                yield _piece(batch, tokens, columns)
+        # File by file: across files arrow reads ahead without a bound while whoever asks for pieces is slower.
+        for file in self._routing.get_fragments():
+            for batch in file.to_batches(columns=wanted, filter=chosen, batch_size=size):
+                if batch.num_rows:
+                    yield _piece(batch, tokens, columns)
 
     def assignments(
         self, columns: Sequence[str] = ("token", "position"), **choice: Any
