@@ -21,8 +21,14 @@ from libmoe.core.interventions import (
     FixedRouting,
     ForceTopK,
     Intervention,
+    KeepHeaviest,
+    PruneExperts,
     RandomRouting,
     ReplayPlans,
+    ScaleExperts,
+    SensitivityGate,
+    ShiftLogits,
+    SkipSchedule,
     SwapExperts,
 )
 
@@ -85,8 +91,32 @@ def test_edits_end_with_the_block() -> None:
     assert torch.equal(run(model)[0], plain)
 
 
-@pytest.mark.parametrize("edit", [DropTopRanked(1), ForceTopK(1), BanExperts([0])])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        DropTopRanked(1),
+        ForceTopK(1),
+        BanExperts([0]),
+        PruneExperts([0]),
+        SkipSchedule([1, 1]),
+        ShiftLogits({0: torch.ones(4)}),
+    ],
+)
 def test_what_needs_the_router_says_to_import_the_model(edit: Intervention) -> None:
     message = rf"{type(edit).__name__} cannot edit layer 0: .*; libmoe\.import_ the model first"
     with pytest.raises(ConfigError, match=message):
         run(model_of("mixtral"), [edit])
+
+
+def test_fewer_experts_and_heavier_ones_in_a_transformers_model() -> None:
+    model = model_of("mixtral")
+    plain, _ = run(model)
+    unchanged = [KeepHeaviest([2, 2], renormalise=True), ScaleExperts([(0, 1)], 1.0), SensitivityGate({0: 1.0}, 0.0)]
+    assert torch.equal(run(model, unchanged)[0], plain)
+    fewer, recorder = run(model, [KeepHeaviest([1, 2], renormalise=True)])
+    rows = {layer: [len(piece.expert_A) for piece in recorder.trace().pieces(layers=[layer])] for layer in (0, 1)}
+    assert (sum(rows[0]), sum(rows[1])) == (14, 28)
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate.top_k = 1
+    torch.testing.assert_close(run(model)[0], fewer)
+    assert not torch.allclose(run(model, [ScaleExperts([(0, 1)], 8.0)])[0], fewer)

@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "learned noise": {"noise": "learned"},
     "capacity": {"capacity_factor": 0.5},
     "straight-through": {"estimator": "straight-through"},
+    "dense gradients": {"estimator": "dense", "noise": "gaussian"},
     "micro-batch balance": {"balance": 1.0, "balance_scope": "micro_batch"},
     "running balance": {"balance": 1.0, "balance_scope": "global_batch", "noise": "gaussian"},
     "shared expert": {"shared_hidden": 8},

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import libmoe
 from libmoe.core import statistics as step_statistics
-from libmoe.core.context import ForwardContext, Options
+from libmoe.core.context import ForwardContext, Options, options
 from libmoe.core.site import Site
 from libmoe.core.statistics import StepStatistics
 from libmoe.layers import MoELayer
@@ -126,3 +126,39 @@ def test_accumulation_ends_with_the_whole_steps_frequencies_and_resets(count_fir
     assert statistics.seen == before
     statistics.reset()
     assert not statistics.seen and not statistics.exact
+
+
+def test_a_small_local_term_beside_the_global_one_adds_its_own_gradient() -> None:
+    steps = batches(3)
+
+    def gradient(*losses: BalanceLoss) -> torch.Tensor:
+        layer = build().train()
+        layer.losses = list(losses)
+        statistics = counted(layer, steps)
+        for x in steps:
+            with options(statistics=statistics, totals={"token": 30}):
+                (0 * layer(x).sum()).backward()
+        return layer.router.gate.weight.grad
+
+    both = gradient(BalanceLoss(1.0, "global_batch"), BalanceLoss(0.01, "micro_batch"))
+    expected = gradient(BalanceLoss(1.0, "global_batch")) + 0.01 * gradient(BalanceLoss(1.0, "micro_batch"))
+    torch.testing.assert_close(both, expected)
+    assert not torch.allclose(both, gradient(BalanceLoss(1.0, "global_batch")))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_what_micro_batches_cost_more_is_the_covariance_of_shares_and_probabilities(shift: float) -> None:
+    layer = build()
+    steps = [x + shift * i for i, x in enumerate(batches(4))]
+    statistics = counted(layer, steps)
+    micro, whole, f, p = 0.0, 0.0, [], []
+    for x in steps:
+        ctx = ForwardContext().layer(0, tuple(x.shape[:-1]), True)
+        routing = layer.route(x.flatten(0, -2), ctx)
+        f.append(routing.plan.load_N().double() / (K * 10))
+        p.append(routing.scores_TN.mean(0))
+        micro += value(layer, x, "micro_batch").item() / 4
+        whole += value(layer, x, "global_batch", statistics).item() / 4
+    f_BN, p_BN = torch.stack(f), torch.stack(p)
+    covariance = ((f_BN - f_BN.mean(0)) * (p_BN - p_BN.mean(0))).mean(0).sum()
+    assert micro - whole == pytest.approx(N * covariance.item(), abs=1e-6)

@@ -14,7 +14,8 @@ def as_intended(router: Router, x_TD: torch.Tensor, ctx: LayerContext) -> Routin
     routing = router.route(x_TD, ctx)
     if isinstance(routing.plan, SparsePlan):
         tokens = len(x_TD)
-        count_N = torch.tensor([round(load * tokens) for load in router.expected_load()])
+        loads = router.training_load() if router.training else router.expected_load()
+        count_N = torch.tensor([round(load * tokens) for load in loads])
         expert_A = torch.arange(len(count_N)).repeat_interleave(count_N)
         token_A, order_A = (torch.arange(len(expert_A)) % tokens).sort(stable=True)
         weight_A = torch.ones(len(expert_A), dtype=routing.plan.weight_A.dtype)

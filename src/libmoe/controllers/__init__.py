@@ -7,8 +7,11 @@ from libmoe.controllers.bias_update import BiasUpdate
 from libmoe.controllers.evolution import Evolution
 from libmoe.controllers.expert_dropout import ExpertDropout
 from libmoe.controllers.frequent_ids import FrequentIds
+from libmoe.controllers.gating_dropout import GatingDropout
 from libmoe.controllers.l1 import L1Controller
+from libmoe.controllers.rms_bias import RMSBiasUpdate
 from libmoe.controllers.settle import SettleRouting
+from libmoe.controllers.weight_averaging import WeightAveraging
 
 __all__ = [
     "AdaptiveExperts",
@@ -18,7 +21,10 @@ __all__ = [
     "Evolution",
     "ExpertDropout",
     "FrequentIds",
+    "GatingDropout",
     "L1Controller",
+    "RMSBiasUpdate",
     "SettleRouting",
     "StepInfo",
+    "WeightAveraging",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from libmoe.controllers.base import Controller, StepInfo
 from libmoe.core.errors import ConfigError
@@ -38,6 +38,10 @@ class BiasUpdate(Controller):
             raise ConfigError(f"bias update rate must be greater than 0, got {rate}")
         self.rate = rate
 
+    def change(self, load_N: Tensor) -> Tensor:
+        """What is added to the biases of a layer with these loads: ``[N]``."""
+        return self.rate * torch.sign(load_N.mean() - load_N)
+
     @torch.no_grad()
     def after_step(self, info: StepInfo) -> None:
         biases = []
@@ -45,7 +49,7 @@ class BiasUpdate(Controller):
             if index in info.loads:
                 bias_N = router.selection_bias
                 load_N = info.loads[index].count_N.to(bias_N.device)
-                bias_N += self.rate * torch.sign(load_N.mean() - load_N)
+                bias_N += self.change(load_N)
                 biases.append(bias_N)
         info.metrics["bias_update/routers"] = len(biases)
         if biases:

@@ -246,6 +246,14 @@ class LayerContext:
             k = edit.top_k(k, self)
         return k
 
+    def edit_logits(self, logits_TN: Tensor) -> Tensor:
+        edits = [edit for edit in self._interventions() if edit.edits_logits]
+        if edits:
+            self.memo("logits edited", lambda: True)
+        for edit in edits:
+            logits_TN = edit.edit_logits(logits_TN, self)
+        return logits_TN
+
     def edit_scores(self, scores_TN: Tensor) -> Tensor:
         for edit in self._interventions():
             scores_TN = edit.edit_scores(scores_TN, self)
@@ -253,6 +261,10 @@ class LayerContext:
 
     def edit_routing(self, routing: Routing) -> Routing:
         for edit in self._interventions():
+            if edit.edits_logits and self.recall("logits edited") is None:
+                raise ConfigError(
+                    f"{type(edit).__name__} cannot edit layer {self.index}: its router has no logits that can be edited"
+                )
             routing = edit.edit_routing(routing, self)
         return routing
 

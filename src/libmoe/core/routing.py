@@ -34,10 +34,14 @@ class Router(nn.Module):
 
     * ``causal``: the plan of a token never depends on later tokens of its sequence;
     * ``batch_independent``: the plan of a sequence never depends on the other sequences of the batch.
+
+    ``decided_by`` names the side input whose number, in evaluation, is all that a token's plan depends on; ``None``
+    where it depends on more.
     """
 
     causal: bool = True
     batch_independent: bool = True
+    decided_by: str | None = None
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
@@ -53,6 +57,10 @@ class Router(nn.Module):
     def expected_load(self) -> list[float]:
         """Rows per token that each expert gets when routing goes as intended (for cost accounting)."""
         raise NotImplementedError(f"{type(self).__name__} defines no expected_load()")
+
+    def training_load(self) -> list[float]:
+        """The same while training, where more or fewer experts work than afterwards."""
+        return self.expected_load()
 
     def mixing_flops(self, dim: int) -> float:
         """Forward FLOPs per token of mixing the experts' outputs (for cost accounting)."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from libmoe.core.context import LayerContext
+from libmoe.core.errors import ConfigError
+from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Routing
 
 
@@ -39,3 +42,21 @@ def margin(share_RN: Tensor) -> Tensor:
         return share_RN.new_ones(len(share_RN))
     best_R2 = share_RN.topk(2, dim=1).values
     return best_R2[:, 0] - best_R2[:, 1]
+
+
+@torch.no_grad()
+def row_confidence(ctx: LayerContext, routing: Routing) -> Tensor:
+    """How surely a layer routes each row: mean over real tokens and chosen experts of ``log p``, ``[B]``, at most 0.
+
+    Raises:
+        ConfigError: the router chooses no experts by scores.
+    """
+    plan, share_TN = routing.plan, shares(routing)
+    if not isinstance(plan, SparsePlan) or share_TN is None:
+        raise ConfigError(f"cannot tell how sure layer {ctx.index} is: its router does not choose experts by scores")
+    log_A = share_TN[plan.token_A, plan.expert_A].clamp_min(1e-30).log()
+    count_T = torch.bincount(plan.token_A, minlength=plan.num_tokens).clamp_min(1)
+    mean_T = torch.zeros_like(share_TN[:, 0]).index_add(0, plan.token_A, log_A) / count_T
+    real_T = torch.ones_like(mean_T) if ctx.mask_T is None else ctx.mask_T.to(mean_T)
+    mean_BL, real_BL = (mean_T * real_T).view(ctx.batch_shape), real_T.view(ctx.batch_shape)
+    return mean_BL.sum(1) / real_BL.sum(1).clamp_min(1)

@@ -20,18 +20,26 @@ def as_matrix(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) and value.dim() == 2 else None
 
 
+def cache_of(values: Mapping[str, Any]) -> Any:
+    """What generation keeps between tokens, under its newer or its older name; ``None`` for nothing."""
+    names = (name for name in ("cache", "past_key_values") if name in values)
+    return next((values[name] for name in names if values[name] is not None), None)
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Inputs about the tokens of one (sub)model, each ``[B, >= L]`` or ``None``.
 
     ``apart``: they are not those of the root model but patches of an image, say, or what a decoder reads; a row is
-    then one such item.
+    then one such item.  ``cache``: what generation keeps of earlier tokens of the same rows, or will keep of these; the
+    same object from the first of them to the last.
     """
 
     ids: Tensor | None = None
     mask: Tensor | None = None
     positions: Tensor | None = None
     apart: bool = False
+    cache: Any = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], outer: Tokens | None = None) -> Tokens:
@@ -40,7 +48,10 @@ class Tokens:
         found = {field_name: as_matrix(inputs.get(argument)) for field_name, argument in names.items()}
         if outer is not None:
             found = {name: getattr(outer, name) if value is None else value for name, value in found.items()}
-        return cls(**found, apart=outer is not None and outer.apart)
+        cache = cache_of(inputs)
+        if outer is not None:
+            cache = outer.cache if cache is None else cache
+        return cls(**found, apart=outer is not None and outer.apart, cache=cache)
 
 
 def named_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

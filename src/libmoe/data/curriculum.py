@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from libmoe.core.errors import ConfigError, DataError
+from libmoe.data.order import shard_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +82,14 @@ class CurriculumLoader:
             self._pool = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
         rows = torch.from_numpy(self._order[place * self.batch_size : (place + 1) * self.batch_size])
         return {name: value[rows] for name, value in self._pool.items()}
+
+    def shard(self, step: int, rank: int, world: int, micro: int, num_micro: int) -> dict[str, Tensor]:
+        """The rows of :meth:`batch` that process ``rank`` handles as a micro-batch.
+
+        Every process asks ``measure`` about the whole pool, and must be given the same answer.
+        """
+        first, size = shard_rows(self.batch_size, rank, world, micro, num_micro)
+        return {name: value[first : first + size] for name, value in self.batch(step).items()}
 
     def state_dict(self) -> dict[str, object]:
         return {"pool": self._number, "order": self._order.tolist()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from libmoe.core.errors import ConfigError, DataError
-from libmoe.data.mixing import ROUND, Mixing
+from libmoe.data.mixing import ROUND, Mixing, MixingInTurn
 from libmoe.data.order import permutation, shard_rows
 from libmoe.data.tokenized import TokenizedSplit, TokenStream
 
@@ -75,27 +75,45 @@ class PackedLoader:
         self._positions = [stream.positions() for stream in self._streams]
         self.rows = {domain: tokenized[domain].num_tokens // seq_len for domain in self.domains}
         sizes = {domain: stream.num_tokens for domain, stream in tokenized.items()}
-        self._mixing = Mixing(sizes, mixture, seed)
+        self._mixing: Mixing | MixingInTurn = Mixing(sizes, mixture, seed)
         for domain, share in zip(self.domains, self._mixing.per_round, strict=True):
             if share and not self.rows[domain]:
                 raise DataError(
                     f"domain {domain!r} has {tokenized[domain].num_tokens} tokens, fewer than one row of "
                     f"seq_len={seq_len}; shorten seq_len or leave the domain out"
                 )
+        self._sizes, self._unlimited = sizes, unique_tokens is None
         if unique_tokens is not None:
-            self.rows = self._capped(unique_tokens)
+            self.rows = self._capped(self._mixing, unique_tokens)
         # Permutations are pure functions; the cache only saves time.
         self._order = lru_cache(maxsize=2 * len(self.domains))(self._make_order)
 
     @property
     def mixture(self) -> dict[str, float]:
-        """The share of rows that each domain really gets."""
+        """The share of rows that each domain really gets, after the last change."""
         return {d: n / ROUND for d, n in zip(self.domains, self._mixing.per_round.tolist(), strict=True)}
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each domain has been seen after ``step`` steps (1.0 is once through)."""
-        seen = step * self.batch_size
-        return {d: share * seen / max(1, self.rows[d]) for d, share in self.mixture.items()}
+        seen = self._mixing.visits(step * self.batch_size).tolist()
+        return {d: rows / max(1, self.rows[d]) for d, rows in zip(self.domains, seen, strict=True)}
+
+    def remix(self, step: int, mixture: Mapping[str, float]) -> None:
+        """From ``step`` on, sample the domains by these weights; batches of earlier steps stay what they are.
+
+        Batches then depend on the changes so far: whoever resumes makes the same ones first.
+
+        Raises:
+            ConfigError: a later change was made before, an impossible mixture, a domain with less text than a row, or
+                ``unique_tokens`` are set, which are those of one mixture.
+        """
+        if not self._unlimited:
+            raise ConfigError("unique_tokens are those that one mixture sees first; a mixture that changes has none")
+        if short := next((d for d, weight in mixture.items() if weight and not self.rows.get(d, 1)), None):
+            raise ConfigError(f"domain {short!r} has less text than one row of seq_len={self.seq_len}")
+        if isinstance(self._mixing, Mixing):
+            self._mixing = MixingInTurn(self._mixing, self._sizes)
+        self._mixing.change(step * self.batch_size, mixture)
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """Return the global batch of a step.
@@ -127,11 +145,11 @@ class PackedLoader:
 
     # --- the rows ---
 
-    def _capped(self, unique_tokens: int) -> dict[str, int]:
+    def _capped(self, mixing: Mixing, unique_tokens: int) -> dict[str, int]:
         """Rows of each domain among the first ``unique_tokens`` tokens of the schedule."""
-        shared = np.flatnonzero(self._mixing.per_round).tolist()
-        least = 1 + max(self._mixing.row_of(d, 0) for d in shared)
-        most = min(self._mixing.row_of(d, self.rows[self.domains[d]]) for d in shared)
+        shared = np.flatnonzero(mixing.per_round).tolist()
+        least = 1 + max(mixing.row_of(d, 0) for d in shared)
+        most = min(mixing.row_of(d, self.rows[self.domains[d]]) for d in shared)
         rows = unique_tokens // self.seq_len
         if rows > most:
             raise ConfigError(
@@ -143,7 +161,7 @@ class PackedLoader:
                 f"unique_tokens={unique_tokens} leaves a domain of the mixture without a row of seq_len="
                 f"{self.seq_len}; use at least {least * self.seq_len}"
             )
-        return dict(zip(self.domains, self._mixing.visits(rows).tolist(), strict=True))
+        return dict(zip(self.domains, mixing.visits(rows).tolist(), strict=True))
 
     def _make_order(self, domain: int, epoch: int) -> np.ndarray:
         """The rows of a domain in the order of one epoch: those of the first, in new orders."""

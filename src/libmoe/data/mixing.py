@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from libmoe.core.errors import ConfigError, unknown
+from libmoe.core.seeding import derive_seed
 from libmoe.data.order import random_unit
 
 ROUND = 1000
@@ -72,9 +74,61 @@ class Mixing:
         return domains[order], numbers[order]
 
 
+class MixingInTurn:
+    """Mixtures one after the other; each domain goes on where it was.
+
+    Args:
+        first: the mixture of row 0.
+        sizes: tokens of each domain, by name.
+
+    Attributes:
+        per_round: of the last mixture.
+    """
+
+    def __init__(self, first: Mixing, sizes: Mapping[str, int]) -> None:
+        self.sizes, self.seed = dict(sizes), first.seed
+        self._mixings, self._starts = [first], [0]
+        self._before = [np.zeros(len(self.sizes), dtype=np.int64)]  # rows of each domain before a mixture sets in
+
+    @property
+    def per_round(self) -> np.ndarray:
+        return self._mixings[-1].per_round
+
+    def change(self, row: int, mixture: Mapping[str, float]) -> None:
+        """Another mixture from ``row`` on.
+
+        Raises:
+            ConfigError: the last change is later, or the mixture is impossible.
+        """
+        if row < self._starts[-1]:
+            raise ConfigError(f"the mixture has changed at row {self._starts[-1]} already, which is after row {row}")
+        seed = derive_seed(self.seed, "mixing in turn", len(self._mixings))
+        mixing, before = Mixing(self.sizes, mixture, seed), self.visits(row)
+        self._mixings, self._starts = [*self._mixings, mixing], [*self._starts, row]
+        self._before.append(before)
+
+    def place(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`Mixing.place`."""
+        domains, numbers = [], []
+        while count:
+            turn = bisect_right(self._starts, first) - 1
+            start, end = self._starts[turn], ([*self._starts[1:], first + count])[turn]
+            taken = min(count, end - first)
+            domain, number = self._mixings[turn].place(first - start, taken)
+            domains.append(domain)
+            numbers.append(number + self._before[turn][domain])
+            first, count = first + taken, count - taken
+        return np.concatenate(domains), np.concatenate(numbers)
+
+    def visits(self, rows: int) -> np.ndarray:
+        """As :meth:`Mixing.visits`."""
+        turn = bisect_right(self._starts, rows) - 1
+        return self._before[turn] + self._mixings[turn].visits(rows - self._starts[turn])
+
+
 def _rows_per_round(sizes: Mapping[str, int], mixture: str | Mapping[str, float]) -> np.ndarray:
     """Turn the mixture into whole rows of a round, by largest remainder; every wanted domain gets one."""
-    share = np.array(_weights(sizes, mixture))
+    share = np.array(weights(sizes, mixture))
     if not share.sum() > 0:
         raise ConfigError("the mixture gives no domain any weight")
     if (share > 0).sum() > ROUND:
@@ -88,7 +142,8 @@ def _rows_per_round(sizes: Mapping[str, int], mixture: str | Mapping[str, float]
     return counts
 
 
-def _weights(sizes: Mapping[str, int], mixture: str | Mapping[str, float]) -> Sequence[float]:
+def weights(sizes: Mapping[str, int], mixture: str | Mapping[str, float]) -> Sequence[float]:
+    """The weight of each domain.  Raises ConfigError for a mixture that cannot be read."""
     if mixture == "proportional":
         return [float(size) for size in sizes.values()]
     if mixture == "uniform":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
-    from libmoe.core.routing import Routing
+    from libmoe.core.routing import Router, Routing
 
 
 class Estimator:
@@ -17,3 +17,7 @@ class Estimator:
 
     def apply(self, routing: Routing, ctx: LayerContext) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} defines no apply()")
+
+    def training_load(self, router: Router) -> list[float]:
+        """Rows per token that each expert gets while training (for cost accounting)."""
+        return router.training_load()

@@ -3,8 +3,12 @@
 from libmoe.experts.backend import set_backend
 from libmoe.experts.base import Experts
 from libmoe.experts.ffn import FFN, FFNExperts, SharedExpert
+from libmoe.experts.grove import GroveExperts
+from libmoe.experts.modulated import ModulatedFFN, ModulationExperts
 from libmoe.experts.modules import ModuleExperts
 from libmoe.experts.null import ConstantExperts, CopyExperts, ZeroExperts
+from libmoe.experts.scaled import ScaledExperts
+from libmoe.experts.shift import ShiftExperts
 from libmoe.experts.sliced import SlicedExperts
 from libmoe.experts.sublayers import SublayerExperts
 from libmoe.experts.topk_ffn import TopKFFN
@@ -17,8 +21,13 @@ __all__ = [
     "CopyExperts",
     "Experts",
     "FFNExperts",
+    "GroveExperts",
+    "ModulatedFFN",
+    "ModulationExperts",
     "ModuleExperts",
+    "ScaledExperts",
     "SharedExpert",
+    "ShiftExperts",
     "SlicedExperts",
     "SublayerExperts",
     "TopKFFN",

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from libmoe.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from libmoe.core.plan import Plan, Segments
 
 
@@ -48,6 +50,15 @@ class Experts(nn.Module):
     def flops_per_row(self) -> list[float]:
         """Forward FLOPs (multiply and add are two) that one row costs in each expert's matrix products."""
         raise NotImplementedError(f"{type(self).__name__} defines no flops_per_row()")
+
+    def flops_per_token(self, load_N: Sequence[float]) -> float:
+        """Expected forward FLOPs of a token that gives expert i ``load_N[i]`` rows: their sum, or less where experts
+        share work for it."""
+        return sum(load * cost for load, cost in zip(load_N, self.flops_per_row(), strict=True))
+
+    def idle_params(self, load_N: Sequence[float]) -> float:
+        """Expected parameters that such a token leaves unused; what all experts share is always in use."""
+        return sum(size * (1 - min(load, 1.0)) for size, load in zip(self.params_per_expert(), load_N, strict=True))
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}"

@@ -85,7 +85,11 @@ class FFNExperts(Experts):
             the other.
 
     Parameters: ``w_in [N, H or 2H, D]``, ``w_out [N, O, H]``, ``b_in``, ``b_out``.
+
+    Attribute ``copies_dense``: whether upcycling makes them copies of the dense FFN.
     """
+
+    copies_dense = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +31,18 @@ class UnionExperts(Experts):
             outputs.append(part.forward_rows(x_RD[start:stop], inner))
             first += part.num_experts
         return torch.cat(outputs)
+
+    def _shares(self, load_N: Sequence[float]) -> Iterator[tuple[Experts, Sequence[float]]]:
+        first = 0
+        for part in self.parts:
+            yield part, load_N[first : first + part.num_experts]
+            first += part.num_experts
+
+    def flops_per_token(self, load_N: Sequence[float]) -> float:
+        return sum(part.flops_per_token(loads) for part, loads in self._shares(load_N))
+
+    def idle_params(self, load_N: Sequence[float]) -> float:
+        return sum(part.idle_params(loads) for part, loads in self._shares(load_N))
 
     def _locate(self, expert: int) -> tuple[Experts, int]:
         for part in self.parts:

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from libmoe.core.errors import ConfigError
+from libmoe.core.routing import Routing
+
 
 class LearnedMix(nn.Module):
     """``c_0 y + c_1 shared`` with ``(c_0, c_1) = softmax(W_c x + b_c)`` for each token (arXiv 2201.05596, as released).
@@ -24,6 +27,22 @@ class LearnedMix(nn.Module):
         with torch.autocast(x_TD.device.type, enabled=False):
             return F.linear(x_TD.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).softmax(dim=-1)
 
-    def forward(self, x_TD: Tensor, y_TD: Tensor, shared_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, y_TD: Tensor, shared_TD: Tensor, routing: Routing | None = None) -> Tensor:
         ours_T1, theirs_T1 = self.shares(x_TD).to(y_TD.dtype).split(1, dim=-1)
         return ours_T1 * y_TD + theirs_T1 * shared_TD
+
+
+class ConditionalMix(nn.Module):
+    """``g y + (1 - g) shared``, g being the share in ``routing.extras["share_T"]`` (CMR, arXiv 2212.07571 §3).
+
+    Raises:
+        ConfigError: the router (:class:`~libmoe.routers.conditional.ConditionalRouter`) gives no share.
+    """
+
+    def forward(self, x_TD: Tensor, y_TD: Tensor, shared_TD: Tensor, routing: Routing | None = None) -> Tensor:
+        if routing is None:
+            return shared_TD
+        if "share_T" not in routing.extras:
+            raise ConfigError("this layer mixes by its router's share for the experts, and the router gives none")
+        share_T1 = routing.extras["share_T"].unsqueeze(1).to(y_TD.dtype)
+        return share_T1 * y_TD + (1 - share_T1) * shared_TD

@@ -24,7 +24,7 @@ class MoELayer(nn.Module):
     Args:
         router, experts: with the same number of experts.
         shared: module ``[T, D] -> [T, D]`` that every token passes, or ``None``.
-        mix: module ``(x_TD, experts' y_TD, shared y_TD) -> y_TD`` that joins the two; ``None`` adds them.
+        mix: module ``(x_TD, experts' y_TD, shared y_TD, routing) -> y_TD`` that joins the two; ``None`` adds them.
         losses: auxiliary losses; those with coefficient > 0 are attached to the output while training.
         estimator: gradient estimator, or ``None`` for plain gradients.
         index: place among the model's MoE layers, from 0.
@@ -67,14 +67,17 @@ class MoELayer(nn.Module):
 
     def execute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """``y_TD``: the routed experts and the shared part."""
-        return self.with_shared(x_TD, self.experts.execute(x_TD, routing.plan))
+        return self.with_shared(x_TD, self.experts.execute(x_TD, routing.plan), routing)
 
-    def with_shared(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
-        """The experts' output and the shared part's, which every token passes, dropped ones too."""
+    def with_shared(self, x_TD: Tensor, y_TD: Tensor, routing: Routing | None = None) -> Tensor:
+        """The experts' output and the shared part's, which every token passes, dropped ones too.
+
+        ``routing`` is ``None`` where only the shared part is looked at.
+        """
         if self.shared is None:
             return y_TD
         shared_TD = self.shared(x_TD)
-        return y_TD + shared_TD if self.mix is None else self.mix(x_TD, y_TD, shared_TD)
+        return y_TD + shared_TD if self.mix is None else self.mix(x_TD, y_TD, shared_TD, routing)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])

@@ -14,12 +14,14 @@ from libmoe.losses.firing import FiringBalanceLoss, FiringShareLoss
 from libmoe.losses.first_choice import FirstChoiceBalanceLoss, LoneChoiceBalanceLoss
 from libmoe.losses.gradient import GradientLoss
 from libmoe.losses.l1 import L1Loss
+from libmoe.losses.locality import LocalityLoss
 from libmoe.losses.null_balance import NullBalanceLoss
 from libmoe.losses.null_reward import NullReward
 from libmoe.losses.overload import OverloadLoss
 from libmoe.losses.parameter_penalty import ParameterPenalty
 from libmoe.losses.selectors import ReachableMassLoss, SelectorEntropyLoss
 from libmoe.losses.sparsity import MeanImportanceLoss, SparsityLoss
+from libmoe.losses.target import RouterTargetLoss
 from libmoe.losses.variation import ImportanceLoss, LoadLoss
 from libmoe.losses.z_loss import ZLoss
 
@@ -38,6 +40,7 @@ __all__ = [
     "ImportanceLoss",
     "L1Loss",
     "LoadLoss",
+    "LocalityLoss",
     "LoneChoiceBalanceLoss",
     "Loss",
     "MeanImportanceLoss",
@@ -47,6 +50,7 @@ __all__ = [
     "ParameterPenalty",
     "ReachableMassLoss",
     "RouterDistillationLoss",
+    "RouterTargetLoss",
     "RoutingEntropyLoss",
     "Scope",
     "SelectorEntropyLoss",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from libmoe.core.errors import unknown
+from libmoe.core.errors import ConfigError, unknown
 from libmoe.losses.base import LOCAL_SCOPES, Loss, Scope
 from libmoe.losses.frequency import group_sums, groups_of, real_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from libmoe.core.context import LayerContext
     from libmoe.core.routing import Routing
 
@@ -31,13 +34,27 @@ class VariationLoss(Loss):
 
     Args:
         scope: ``sequence`` or ``micro_batch``; a sequence counts by its tokens.
+        costs: what a token costs in each expert, in any unit: ``CV^2`` is then that of cost times what the expert gets,
+            least where that is in inverse proportion to the cost (latency-aware losses, arXiv 2306.06446 §4.2).
     """
 
     name = "variation"
     scopes = LOCAL_SCOPES
 
-    def __init__(self, coefficient: float, scope: Scope = "micro_batch") -> None:
+    def __init__(
+        self, coefficient: float, scope: Scope = "micro_batch", *, costs: Sequence[float] | None = None
+    ) -> None:
         super().__init__(coefficient, scope)
+        if costs is not None and not all(0 < cost < math.inf for cost in costs):
+            raise ConfigError(f"{self.name}: costs must be positive numbers, got {list(costs)}")
+        self.costs = None if costs is None else tuple(costs)
+
+    def _costed(self, mass_GN: Tensor) -> Tensor:
+        if self.costs is None:
+            return mass_GN
+        if len(self.costs) != mass_GN.shape[1]:
+            raise ConfigError(f"{self.name}: {len(self.costs)} costs given for {mass_GN.shape[1]} experts")
+        return mass_GN * mass_GN.new_tensor(self.costs)
 
     def mass(self, routing: Routing) -> Tensor:
         """``[T, N]``: what each token gives to each expert."""
@@ -48,7 +65,7 @@ class VariationLoss(Loss):
         one_T1, _ = real_tokens(torch.ones_like(real_TN[:, :1]), ctx)
         groups = groups_of(self.scope, ctx, real_TN.device)
         tokens_G = group_sums(one_T1, *groups).squeeze(1)
-        return (squared_variation(group_sums(real_TN, *groups)) * tokens_G).sum(), tokens
+        return (squared_variation(self._costed(group_sums(real_TN, *groups))) * tokens_G).sum(), tokens
 
 
 class ImportanceLoss(VariationLoss):
@@ -61,8 +78,15 @@ class ImportanceLoss(VariationLoss):
 
     name = "importance"
 
-    def __init__(self, coefficient: float, scope: Scope = "micro_batch", of: Of = "gates") -> None:
-        super().__init__(coefficient, scope)
+    def __init__(
+        self,
+        coefficient: float,
+        scope: Scope = "micro_batch",
+        of: Of = "gates",
+        *,
+        costs: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(coefficient, scope, costs=costs)
         if of not in ("gates", "scores"):
             raise unknown("kind of importance", of, ["gates", "scores"])
         self.of = of
@@ -91,9 +115,14 @@ class LoadLoss(VariationLoss):
     name = "load"
 
     def __init__(
-        self, coefficient: float, scope: Scope = "micro_batch", threshold: Threshold = "excluding"
+        self,
+        coefficient: float,
+        scope: Scope = "micro_batch",
+        threshold: Threshold = "excluding",
+        *,
+        costs: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(coefficient, scope)
+        super().__init__(coefficient, scope, costs=costs)
         if threshold not in ("excluding", "kth"):
             raise unknown("threshold", threshold, ["excluding", "kth"])
         self.threshold = threshold

@@ -27,7 +27,7 @@ class AdaptiveGating(Method):
 
     ``L = N sum_i f_i P_i`` with f over the tokens that have a single expert and P over all (§3.2): second choices are
     left free, and may collapse onto few experts.  The third part, batches of rows that are alike in difficulty, is
-    :class:`libmoe.data.curriculum.CurriculumLoader`.
+    :class:`libmoe.data.curriculum.CurriculumLoader`, in a recipe ``data.curriculum``.
 
     An untrained gate finds all experts alike, so that the first steps are almost pure top-2.
 

@@ -22,13 +22,12 @@ from torch import nn
 
 from libmoe.controllers.base import Controller
 from libmoe.core.config import build
-from libmoe.core.errors import ConfigError, unknown
+from libmoe.core.errors import ConfigError
 from libmoe.core.registry import Info, Registry
 from libmoe.core.routing import Router
 from libmoe.core.seeding import seeded
 from libmoe.core.site import Site
-from libmoe.estimators.base import Estimator
-from libmoe.estimators.straight_through import StraightThrough
+from libmoe.estimators import Estimator, estimator
 from libmoe.experts import FFN, Experts, FFNExperts, SharedExpert
 from libmoe.layers.moe import MoELayer
 from libmoe.losses import BalanceLoss, Loss, Scope, ZLoss
@@ -53,7 +52,7 @@ class Method:
         z_loss: coefficient of the router z-loss.
         router_init_scale: factor on the initial weight matrices of the router; 0 makes a linear router begin
             undecided.  Nothing changes where only their direction counts (cosine gates).
-        estimator: gradient estimator, ``none`` or ``straight-through``.
+        estimator: of gradients: ``none``, ``straight-through``, ``dense`` or ``reinmax`` (:mod:`libmoe.estimators`).
     """
 
     num_experts: int = 8
@@ -97,10 +96,7 @@ class Method:
         return [BalanceLoss(self.balance, self.balance_scope), ZLoss(self.z_loss)]
 
     def build_estimator(self, site: Site) -> Estimator | None:
-        choices = {"none": None, "straight-through": StraightThrough()}
-        if self.estimator not in choices:
-            raise unknown("estimator", self.estimator, choices)
-        return choices[self.estimator]
+        return estimator(self.estimator)
 
     def build_controllers(self) -> Sequence[Controller]:
         """Controllers for the whole model (one set, not one per layer)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router
 from libmoe.core.site import Site
@@ -60,6 +62,9 @@ class GShard(Method):
         """Capacity factor outside training."""
         return self.eval_capacity_factor
 
+    def build_gate(self, site: Site) -> nn.Module:
+        return LinearGate(site.dim, self.num_experts, bias=self.gate_bias)
+
     def build_router(self, site: Site) -> Router:
         return DeepSpeedTop2Router(
             site.dim,
@@ -70,7 +75,7 @@ class GShard(Method):
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_factor(),
             places=Places(rounding=self.rounding, queue=self.queue),
-            gate=LinearGate(site.dim, self.num_experts, bias=self.gate_bias),
+            gate=self.build_gate(site),
         )
 
     def build_losses(self, site: Site) -> Sequence[Loss]:

@@ -16,7 +16,7 @@ from libmoe.core.site import Site
 from libmoe.experts import Experts, FFNExperts
 from libmoe.methods.base import Method, register_method
 from libmoe.routers.gates import LinearGate, Precision
-from libmoe.routers.noise import InputJitter
+from libmoe.routers.noise import GumbelNoise, InputJitter
 from libmoe.routers.places import Places, Queue
 from libmoe.routers.topk import TopKRouter
 
@@ -61,6 +61,8 @@ class Switch(Method):
     coefficient 0.01 on the choices before dropping (eq. 4-6).
 
     Attributes:
+        selection: a token's expert while training is the ``best``, or ``sampled`` from the router's probabilities, one
+            of the ways to explore that the paper compares, and what the estimator ``reinmax`` wants.
         jitter: training multiplies the router's input by ``U[1 - jitter, 1 + jitter]``; 0 for none.
         capacity_factor: while training, over the tokens of a micro-batch; ``None`` never drops.
         eval_capacity_factor: outside training.  The paper uses 2.0; the default here is ``None``, so that a
@@ -77,6 +79,7 @@ class Switch(Method):
     """
 
     top_k: int = 1
+    selection: Literal["best", "sampled"] = "best"
     jitter: float = 0.01
     capacity_factor: float | None = 1.25
     eval_capacity_factor: float | None = None
@@ -104,6 +107,7 @@ class Switch(Method):
             top_k=1,
             renormalise=False,
             noise=InputJitter(self.jitter) if self.jitter else None,
+            selection_noise=GumbelNoise() if self.selection == "sampled" else None,
             capacity_factor=self.capacity_factor,
             eval_capacity_factor=self.eval_capacity_factor,
             places=Places(minimum=self.min_capacity, queue=self.queue),

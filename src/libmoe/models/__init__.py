@@ -17,8 +17,10 @@ _HOMES = {
     "account": "accounting",
     "add_attention_experts": "attention_experts",
     "assemble": "assembling",
+    "average_experts": "averaging",
     "build_backbone": "backbones",
     "export": "standard.exporting",
+    "extract_group": "extracting",
     "find_ffns": "detect",
     "import_": "standard.importing",
     "load": "loading",
@@ -40,8 +42,10 @@ __all__ = [
     "adapt",
     "add_attention_experts",
     "assemble",
+    "average_experts",
     "build_backbone",
     "export",
+    "extract_group",
     "find_ffns",
     "import_",
     "load",
@@ -58,9 +62,11 @@ if TYPE_CHECKING:
     from libmoe.models.accounting import Account, account
     from libmoe.models.assembling import assemble
     from libmoe.models.attention_experts import add_attention_experts
+    from libmoe.models.averaging import average_experts
     from libmoe.models.backbones import BackboneConfig, build_backbone
     from libmoe.models.detect import FoundFFN, find_ffns
     from libmoe.models.experts_interface import accelerate, register_experts
+    from libmoe.models.extracting import extract_group
     from libmoe.models.instance_lora import adapt
     from libmoe.models.loading import load, load_any
     from libmoe.models.receipt import Receipt

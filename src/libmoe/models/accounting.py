@@ -35,7 +35,8 @@ class Account:
         router_params, expert_params: parts of the total.
         tokens: tokens of one example, an encoder's and a decoder's together.
         flops_per_token: of the forward pass; a multiplication and an addition are two.
-        train_flops_per_token: three times that, four times when activations are recomputed, and what losses compute.
+        train_flops_per_token: three times that of a forward pass in training, four times when activations are
+            recomputed, and what losses compute.
         memory_bytes: ``weights``, ``gradients``, ``adamw`` (two moments), by the dtypes of the parameters.
     """
 
@@ -62,7 +63,9 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
     """
     layers = [layer for _, layer in moe_layers(model)]
     flops, shapes, tokens = _dense_flops(model, layers, seq_len)
-    flops += sum(rows * _layer_flops(layer, dim) for layer in layers for rows, dim in shapes[layer.index])
+    calls = [(layer, rows, dim) for layer in layers for rows, dim in shapes[layer.index]]
+    more = sum(rows * _more_in_training(layer, dim) for layer, rows, dim in calls)
+    flops += sum(rows * _layer_flops(layer, dim) for layer, rows, dim in calls)
     losses = sum(rows * _loss_flops(layer) for layer in layers for rows, _ in shapes[layer.index])
     total = count_parameters(model)
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
@@ -74,7 +77,7 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
         expert_params=sum(count_parameters(layer.experts) for layer in layers),
         tokens=tokens,
         flops_per_token=flops / tokens,
-        train_flops_per_token=((4 if recompute else 3) * flops + losses) / tokens,
+        train_flops_per_token=((4 if recompute else 3) * (flops + more) + losses) / tokens,
         memory_bytes={"weights": sum(sizes), "gradients": sum(trained), "adamw": 2 * sum(trained)},
     )
 
@@ -107,10 +110,8 @@ def _loads(layer: MoELayer) -> list[float]:
 
 def _idle_params(layer: MoELayer) -> float:
     """Parameters of experts a token does not use, and rows of tables; what experts share is always in use."""
-    sizes = layer.experts.params_per_expert()
-    loads = (layer.parts * load for load in _loads(layer))  # every part of a token takes experts of its own
-    experts = sum(size * (1 - min(load, 1.0)) for size, load in zip(sizes, loads, strict=True))
-    return experts + sum(table.weight[1:].numel() for table in _tables(layer))
+    loads = [layer.parts * load for load in _loads(layer)]  # every part of a token takes experts of its own
+    return layer.experts.idle_params(loads) + sum(table.weight[1:].numel() for table in _tables(layer))
 
 
 def _tables(layer: MoELayer) -> list[nn.Embedding]:
@@ -120,13 +121,19 @@ def _tables(layer: MoELayer) -> list[nn.Embedding]:
 
 def _layer_flops(layer: MoELayer, dim: int) -> float:
     """Forward FLOPs per token of width ``dim``: experts, mixing, gate and shared experts."""
-    experts = sum(
-        load * cost for load, cost in zip(_loads(layer), layer.experts.flops_per_row(), strict=True)
-    )
+    experts = layer.experts.flops_per_token(_loads(layer))
     inside = {id(p) for p in layer.experts.parameters()}
     inside |= {id(table.weight) for table in _tables(layer)}  # no product
     matrices = (p.numel() for p in layer.parameters() if id(p) not in inside and p.dim() > 1)
     return experts + layer.router.mixing_flops(dim) + 2.0 * sum(matrices)
+
+
+def _more_in_training(layer: MoELayer, dim: int) -> float:
+    """Forward FLOPs per token of the experts that work while training and not afterwards; negative for fewer."""
+    router, estimator, later = layer.router, layer.estimator, _loads(layer)
+    training = router.training_load() if estimator is None else estimator.training_load(router)
+    more = layer.experts.flops_per_token(training) - layer.experts.flops_per_token(later)
+    return more + 2.0 * dim * (sum(training) - sum(later))
 
 
 def _loss_flops(layer: MoELayer) -> float:

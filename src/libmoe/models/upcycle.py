@@ -6,6 +6,7 @@ from torch import nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.experts import FFN, FFNExperts, SlicedExperts
+from libmoe.experts.shift import ShiftFFN
 from libmoe.layers import MoELayer
 
 
@@ -13,7 +14,7 @@ def copy_into_experts(layer: nn.Module, ffn: FFN, path: str) -> int:
     """Make every feed-forward expert in ``layer`` a copy of ``ffn``, or a slice of it; returns how many there are.
 
     Experts of other kinds (zero, copy, constant) keep their initial weights, and so do shared experts unless they have
-    ``copies_dense`` set.
+    ``copies_dense`` set, and feed-forward experts where it is ``False``.
 
     Raises:
         ConfigError: an expert has another shape than the dense FFN, or none is a feed-forward network.
@@ -26,11 +27,14 @@ def copy_into_experts(layer: nn.Module, ffn: FFN, path: str) -> int:
         if isinstance(part, SlicedExperts):
             part.load_slices(ffn, path)
             copies += part.num_experts
-        elif isinstance(part, FFNExperts):
+        elif isinstance(part, FFNExperts) and part.copies_dense:
             _check_shape(part, ffn, path)
             for expert in range(part.num_experts):
                 part.load_ffn(expert, ffn)
             copies += part.num_experts
+        elif isinstance(part, ShiftFFN):
+            part.load_ffn(ffn, path)
+            copies += 1
         elif isinstance(part, FFN):
             _check_shape(part, ffn, path)
             part.load_state_dict(ffn.state_dict())

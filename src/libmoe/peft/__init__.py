@@ -11,6 +11,7 @@ _HOMES = {
     "InstanceGate": "instance",
     "InstanceLoRA": "adapting",
     "LoRAExpertsLinear": "linear",
+    "Rerouting": "rerouting",
     "add_instance_lora": "adapting",
     "load_adapter": "saving",
     "merge": "adapting",
@@ -22,6 +23,7 @@ __all__ = [
     "InstanceGate",
     "InstanceLoRA",
     "LoRAExpertsLinear",
+    "Rerouting",
     "add_instance_lora",
     "load_adapter",
     "merge",
@@ -35,4 +37,5 @@ if TYPE_CHECKING:
     from libmoe.peft.instance import InstanceGate
     from libmoe.peft.linear import LoRAExpertsLinear
     from libmoe.peft.plan import GroupPlan
+    from libmoe.peft.rerouting import Rerouting
     from libmoe.peft.saving import load_adapter, save_adapter

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from libmoe.core.context import ForwardContext, current, current_or_new
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Routing
-from libmoe.core.tokens import before_targets, image_token, named_inputs
+from libmoe.core.tokens import before_targets, cache_of, image_token, named_inputs
 from libmoe.peft.plan import GroupPlan
 
 NAME = "instance_gate"
@@ -108,7 +108,7 @@ def decide(model: Any, args: tuple, kwargs: dict) -> None:
         return
     context = current_or_new()
     inputs = named_inputs(model, args, kwargs)
-    cache = _cache(inputs)
+    cache = cache_of(inputs)
     if cache is not None and cache.get_seq_length() > 0:
         if cache not in gate.kept:
             raise ConfigError("generation goes on from a cache whose instruction this model has not seen; start anew")
@@ -122,12 +122,6 @@ def decide(model: Any, args: tuple, kwargs: dict) -> None:
     routing = gate(u_BLD, instruction(model, inputs, context, u_BLD), padding_D)
     context.shared[NAME] = routing.plan
     _tell(routing, gate, context, u_BLD)
-
-
-def _cache(values: Mapping[str, Any]) -> Any:
-    """What generation keeps between tokens, under its newer or its older name; ``None`` for nothing."""
-    names = [name for name in ("cache", "past_key_values") if name in values]
-    return next((values[name] for name in names if values[name] is not None), None)
 
 
 @torch.no_grad()
@@ -148,7 +142,7 @@ def keep(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
     """Forward hook of the root model: whoever goes on from this cache goes on with this choice."""
     context, gate = current(), getattr(model, NAME, None)
     plan = None if context is None else context.shared.get(NAME)
-    cache = _cache(output) if isinstance(output, Mapping) else None
+    cache = cache_of(output) if isinstance(output, Mapping) else None
     if gate is not None and plan is not None and cache is not None:
         gate.kept[cache] = plan.map(Tensor.detach)
 

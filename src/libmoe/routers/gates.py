@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from libmoe.core.context import LayerContext
+
 Precision = Literal["fp32", "input"]
+
+
+class ContextGate(nn.Module):
+    """Base of gates that see more than a token's activation: ``forward(x_TD, ctx)`` gives ``logits_TN``.
+
+    ``causal`` and ``decided_by`` are declarations that the router takes over (:class:`~libmoe.core.routing.Router`).
+    """
+
+    causal: bool = True
+    decided_by: str | None = None
+
+    def forward(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+
+def ask(gate: nn.Module, x_TD: Tensor, ctx: LayerContext) -> Tensor:
+    """``logits_TN`` of a gate of either kind."""
+    return gate(x_TD, ctx) if isinstance(gate, ContextGate) else gate(x_TD)
 
 
 class LinearGate(nn.Module):

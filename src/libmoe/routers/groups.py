@@ -33,6 +33,12 @@ def group_layout(num_tokens: int, device: torch.device, ctx: LayerContext, group
     return index_GL, real_GL
 
 
+def rows_of_groups(num_tokens: int, device: torch.device, ctx: LayerContext, group: Group) -> list[Tensor]:
+    """The real tokens of each group, in their order, as int64 indices."""
+    index_GL, real_GL = group_layout(num_tokens, device, ctx, group)
+    return [index_L[real_L] for index_L, real_L in zip(index_GL, real_GL, strict=True)]
+
+
 def group_of(index_GL: Tensor, real_GL: Tensor, num_tokens: int) -> Tensor:
     """int64 ``[T]``: the group of each real token; 0 for the others."""
     group_GL = torch.arange(len(index_GL), device=index_GL.device).unsqueeze(1).expand_as(index_GL)

@@ -11,6 +11,7 @@ from libmoe.core.context import LayerContext
 from libmoe.core.errors import ConfigError
 from libmoe.routers.capacity import capacity, keep_within
 from libmoe.routers.gates import LinearGate
+from libmoe.routers.groups import rows_of_groups
 from libmoe.routers.topk import TopKRouter
 
 
@@ -71,8 +72,6 @@ class HierarchicalRouter(TopKRouter):
         super().__init__(dim, num_experts, top_k, renormalise=renormalise, **options)
         if groups < 1 or num_experts % groups:
             raise ConfigError(f"groups={groups} must divide num_experts={num_experts}")
-        if two_hops and self.places.group == "sequence":
-            raise ConfigError("group='sequence' with two_hops: a group of experts accepts tokens of the whole batch")
         self.groups, self.size, self.two_hops = groups, num_experts // groups, two_hops
         self._fits(top_k)
 
@@ -96,12 +95,22 @@ class HierarchicalRouter(TopKRouter):
         factor = self.factor
         if not self.two_hops or factor is None:
             return super().keep(expert_TK, scores_TN, ctx, asking_TK)
-        mask_T, order_T, k = ctx.mask_T, self.places.order(scores_TN, ctx), expert_TK.shape[1]
-        tokens = len(expert_TK) if mask_T is None else int(mask_T.sum())
+        kept_TK = torch.zeros_like(expert_TK, dtype=torch.bool)
+        for token_L in rows_of_groups(len(expert_TK), expert_TK.device, ctx, self.places.group):
+            order_L = self.places.order(scores_TN[token_L], ctx)
+            asking_LK = None if asking_TK is None else asking_TK[token_L]
+            kept_TK[token_L] = self._keep_twice(expert_TK[token_L], factor, order_L, asking_LK)
+        return kept_TK
+
+    def _keep_twice(
+        self, expert_TK: Tensor, factor: float, order_T: Tensor | None, asking_TK: Tensor | None
+    ) -> Tensor:
+        """The choices that find a place in their group of experts and then at their expert, of real tokens alone."""
+        (tokens, k), priority = expert_TK.shape, self.places.priority
         group_T1 = expert_TK[:, :1] // self.size
         slots_G = torch.full((self.groups,), capacity(tokens, self.groups, factor), device=expert_TK.device)
-        sent_T = keep_within(group_T1, slots_G, mask_T, self.places.priority, order_T).squeeze(1)
+        sent_T = keep_within(group_T1, slots_G, None, priority, order_T).squeeze(1)
         sent_G = torch.bincount(group_T1.squeeze(1)[sent_T], minlength=self.groups)
         slots_N = (sent_G * factor * k / self.size).ceil().long().repeat_interleave(self.size)
         asking = sent_T if asking_TK is None else asking_TK & sent_T.unsqueeze(1)
-        return keep_within(expert_TK, slots_N, asking, self.places.priority, order_T)
+        return keep_within(expert_TK, slots_N, asking, priority, order_T)

@@ -30,15 +30,16 @@ class Noise(nn.Module):
 def noisy(
     gate: Callable[[Tensor, LayerContext], Tensor], noise: Noise | None, x_TD: Tensor, ctx: LayerContext
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Logits of ``gate`` with noise, and what losses may want to know of it, for ``Routing.extras``.
+    """Logits of ``gate`` with noise and as interventions edit them, and what losses may want to know of the noise, for
+    ``Routing.extras``.
 
     Where the noise is normal that is ``clean_TN``, the logits without it, and ``noise_std_TN``.
     """
     if noise is None:
-        return gate(x_TD, ctx), {}
+        return ctx.edit_logits(gate(x_TD, ctx)), {}
     clean_TN = gate(noise.inputs(x_TD, ctx), ctx)
     logits_TN, std_TN = noise.draw(clean_TN, x_TD, ctx)
-    return logits_TN, {} if std_TN is None else {"clean_TN": clean_TN, "noise_std_TN": std_TN}
+    return ctx.edit_logits(logits_TN), {} if std_TN is None else {"clean_TN": clean_TN, "noise_std_TN": std_TN}
 
 
 class NormalNoise(Noise):
@@ -91,6 +92,25 @@ class GumbelNoise(Noise):
         shape, kind = logits_TN.shape, {"device": logits_TN.device, "dtype": logits_TN.dtype}
         u_TN = torch.rand(shape, generator=generator, **kind).clamp_min(torch.finfo(logits_TN.dtype).tiny)
         return logits_TN - (-u_TN.log()).log()
+
+
+class UniformNoise(Noise):
+    """``logits + width * U[0, 1]`` (noisy top-1, arXiv 2208.02813 §4): equal logits choose uniformly at random.
+
+    Args:
+        width: of the interval; a logit ahead of another by more than this is never overtaken.
+        shared: all tokens of a sequence get the same noise, so that a sequence that is judged as one stays one.
+    """
+
+    def __init__(self, width: float = 1.0, shared: bool = False) -> None:
+        super().__init__()
+        self.width, self.shared = width, shared
+
+    def logits(self, logits_TN: Tensor, x_TD: Tensor, ctx: LayerContext) -> Tensor:
+        generator = ctx.generator("uniform", logits_TN.device)
+        kind = {"device": logits_TN.device, "dtype": logits_TN.dtype}
+        u_TN = torch.rand(logits_TN.shape, generator=generator, **kind)
+        return logits_TN + self.width * (u_TN[ctx.sequence_T.to(u_TN.device)] if self.shared else u_TN)
 
 
 class LearnedNoise(NormalNoise):

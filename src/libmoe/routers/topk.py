@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
-from libmoe.routers.gates import LinearGate
+from libmoe.routers.gates import ContextGate, LinearGate, ask
 from libmoe.routers.noise import Noise, noisy
 from libmoe.routers.places import Places
 
@@ -45,7 +45,8 @@ class TopKRouter(Router):
         expert_dropout: while training, each expert is out of a token's reach with this probability, independently
             of the others; nothing is rescaled (arXiv 2310.10837 §4).  Where fewer than k are left, the rest of the
             k choices has weight 0.
-        gate: module from ``x_TD`` to ``logits_TN``; a :class:`LinearGate` by default.
+        gate: module from ``x_TD`` to ``logits_TN``, or a :class:`~libmoe.routers.gates.ContextGate`; a
+            :class:`LinearGate` by default.
 
     Raises:
         ConfigError: k is not in 1..N.
@@ -82,9 +83,11 @@ class TopKRouter(Router):
             self.causal, self.batch_independent = False, places.group == "sequence"
         self.scale_input = scale_input
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
+        if isinstance(self.gate, ContextGate):
+            self.causal, self.decided_by = self.causal and self.gate.causal, self.gate.decided_by
 
     def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
-        return self.gate(x_TD)
+        return ask(self.gate, x_TD, ctx)
 
     def score(self, logits_TN: Tensor) -> Tensor:
         return logits_TN.softmax(dim=-1)

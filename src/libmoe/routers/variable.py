@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.errors import ConfigError
+from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
 from libmoe.routers.capacity import capacity, keep_best
-from libmoe.routers.gates import LinearGate
+from libmoe.routers.gates import ContextGate, LinearGate, ask
+from libmoe.routers.groups import Group, rows_of_groups
 from libmoe.routers.noise import Noise, noisy
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class VariableKRouter(Router):
             others, those for which it ranks lowest first and among them the least probable; ``None`` never drops.
         eval_capacity_factor: the same outside training; a token then depends on all others of the batch.
         min_capacity: never fewer places than this.
+        group: tokens that share places: the ``batch``, or those of a ``sequence``, which then do not depend on others.
         most: no token uses more than this many experts, its best ones; ``None`` sets no limit.
         noise: a :class:`~libmoe.routers.noise.Noise` applied while training.
-        gate: module from ``x_TD`` to ``logits_TN``; a :class:`LinearGate` by default.
+        gate: module from ``x_TD`` to ``logits_TN``, or a :class:`~libmoe.routers.gates.ContextGate`; a
+            :class:`LinearGate` by default.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class VariableKRouter(Router):
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
         min_capacity: int = 0,
+        group: Group = "batch",
         most: int | None = None,
         noise: Noise | None = None,
         gate: nn.Module | None = None,
@@ -63,13 +67,17 @@ class VariableKRouter(Router):
             raise ConfigError(f"most={most} must be between 1 and num_experts={num_experts}")
         self.expected_k, self.most = expected_k, num_experts if most is None else most
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
-        self.min_capacity, self.noise = min_capacity, noise
+        if group not in get_args(Group):
+            raise unknown("group", group, get_args(Group))
+        self.min_capacity, self.group, self.noise = min_capacity, group, noise
         if eval_capacity_factor is not None and eval_capacity_factor * expected_k < num_experts:
-            self.causal = self.batch_independent = False
+            self.causal, self.batch_independent = False, group == "sequence"
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
+        if isinstance(self.gate, ContextGate):
+            self.causal, self.decided_by = self.causal and self.gate.causal, self.gate.decided_by
 
     def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
-        return self.gate(x_TD)
+        return ask(self.gate, x_TD, ctx)
 
     def score(self, logits_TN: Tensor) -> Tensor:
         return logits_TN.softmax(dim=-1)
@@ -105,15 +113,18 @@ class VariableKRouter(Router):
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         if factor is None or factor * self.expected_k >= self.num_experts:  # then every token has a place
             return None
-        tokens = len(mask_TN) if ctx.mask_T is None else int(ctx.mask_T.sum())
-        slots = max(capacity(tokens, self.num_experts, factor * self.expected_k), self.min_capacity)
-        return keep_best(mask_TN, scores_TN, slots, ctx.mask_T)
+        kept_TN = torch.zeros_like(mask_TN)
+        for token_L in rows_of_groups(len(mask_TN), mask_TN.device, ctx, self.group):
+            slots = max(capacity(len(token_L), self.num_experts, factor * self.expected_k), self.min_capacity)
+            kept_TN[token_L] = keep_best(mask_TN[token_L], scores_TN[token_L], slots)
+        return kept_TN
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
         logits_TN, drawn = noisy(self.logits, self.noise if self.training else None, x_TD, ctx)
         scores_TN = self.score(logits_TN)
         mask_TN = ctx.memo("select", lambda: self.select(scores_TN.detach(), ctx))
-        kept_TN = ctx.memo("keep", lambda: self.keep(mask_TN, scores_TN.detach(), ctx))
+        own_TN = scores_TN.detach()[:, : self.num_experts]  # nulls, which may follow, have no places
+        kept_TN = ctx.memo("keep", lambda: self.keep(mask_TN, own_TN, ctx))
         plan = SparsePlan.from_mask(self.weigh(scores_TN, logits_TN, mask_TN), mask_TN, kept_TN)
         extras = drawn | self.extras(scores_TN, logits_TN)
         return Routing(plan, logits_TN, self.loss_scores(scores_TN, logits_TN), extras)

@@ -25,7 +25,7 @@ Target: TypeAlias = str | Method | Router | nn.Module | Callable[[], nn.Module]
 
 def default_side(batch: int) -> dict[str, Tensor]:
     """Side inputs that routers may ask for, one number per sequence: the numbers 0 and 1 in turn."""
-    names = ("domain", "task", "language", "modality", "timestep", "group")
+    names = ("domain", "task", "language", "modality", "timestep", "group", "cluster", "label")
     return {name: torch.arange(batch) % 2 for name in names}
 
 

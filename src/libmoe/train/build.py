@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError
-from libmoe.data import PackedLoader, TokenizedCorpus, load_corpus, load_tokenizer
+from libmoe.data import PackedLoader, TokenizedCorpus, eval_windows, load_corpus, load_tokenizer
+from libmoe.data.phases import phases
 from libmoe.experts import set_backend
 from libmoe.layers import moe_layers
 from libmoe.models import adapt, build_backbone, moeify
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
 class TrainingData:
     """Batches by step, the tokenizer that made them, and a fingerprint of both text and tokenizer.
 
-    ``processor`` makes text and images for a vision-language model; ``None`` for text alone.
+    ``processor`` makes text and images for a vision-language model; ``None`` for text alone.  ``probes`` are batches of
+    each domain's training text, by which a mixture changes.
     """
 
     loader: PackedLoader | ConversationLoader
     tokenizer: PreTrainedTokenizerFast
     fingerprint: str
     processor: Any = None
+    probes: Mapping[str, list[dict[str, Tensor]]] = field(default_factory=dict)
 
     @property
     def image_token(self) -> int | None:
@@ -60,16 +64,27 @@ def load_data(recipe: Recipe, progress: bool = True, processes: int = 1) -> Trai
     )
     tokenizer = load_tokenizer(data.tokenizer)
     tokenized = TokenizedCorpus.build(corpus, tokenizer, progress=progress)
+    mixture, later = data.mixture, []
+    if data.joins:
+        sizes = {domain: stream.num_tokens for domain, stream in tokenized["train"].items()}
+        (_, mixture), *later = phases(sizes, data.mixture, data.joins)
     loader = PackedLoader(
         tokenized["train"],
         seq_len=data.seq_len,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
-        mixture=data.mixture,
+        mixture=mixture,
         document_mask=data.document_mask,
         unique_tokens=data.unique_tokens,
     )
-    return TrainingData(loader, tokenizer, tokenized.key)
+    for step, weights in later:
+        loader.remix(step, weights)
+    probes = {}
+    if data.reweight is not None:
+        rows, size = data.reweight.windows, recipe.train.micro_batch_size or recipe.train.batch_size
+        split = tokenized["train"]
+        probes = {d: eval_windows(split, d, data.seq_len, rows, size) for d, share in loader.mixture.items() if share}
+    return TrainingData(loader, tokenizer, tokenized.key, probes=probes)
 
 
 def tokens_of(recipe: Recipe) -> tuple[int, int | None]:

@@ -13,7 +13,11 @@ from libmoe.core.context import LayerContext, options
 from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Routing
-from libmoe.train.step import MODEL_INPUTS, side_inputs
+from libmoe.core.statistics import all_reduce_sum
+from libmoe.train import parallel
+from libmoe.train.parallel import World
+from libmoe.train.recipe import Recipe
+from libmoe.train.step import MODEL_INPUTS, seed_everything, side_inputs
 
 
 @torch.no_grad()
@@ -48,3 +52,17 @@ def several_share(model: nn.Module, batch: Mapping[str, Tensor]) -> NDArray[np.f
         raise ConfigError(f"{type(model).__name__} has no layer that sends tokens to experts; nothing can be ordered")
     found: NDArray[np.float64] = torch.stack([shares[index] for index in sorted(shares)], dim=1).cpu().numpy()
     return found
+
+
+def complexity(model: nn.Module, batch: Mapping[str, Tensor], recipe: Recipe, world: World) -> NDArray[np.float64]:
+    """:func:`several_share` in forward passes of a micro-batch's size, the same for all processes and on resuming."""
+    rows = recipe.train.micro_batch_size or max(1, recipe.train.batch_size // world.size)
+    found = []
+    for first in range(0, len(batch["input_ids"]), rows):
+        seed_everything(world.device, recipe.seed, "curriculum", first)  # some routers draw outside training, too
+        with parallel.precision(world, recipe.train.dtype):
+            found.append(several_share(model, {name: value[first : first + rows] for name, value in batch.items()}))
+    share_BL = torch.from_numpy(np.concatenate(found)).to(world.device)
+    # Rounding may differ from process to process, and the order of the rows must not.
+    agreed_BL = all_reduce_sum(share_BL if world.is_main else torch.zeros_like(share_BL))
+    return np.asarray(agreed_BL.cpu().numpy(), dtype=np.float64)

@@ -13,6 +13,7 @@ import yaml
 from libmoe.core.config import build, override, to_dict
 from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.files import write_atomically
+from libmoe.data.reweighting import Reweighting
 from libmoe.methods import METHODS, create
 from libmoe.models.backbones import BackboneConfig
 from libmoe.models.trainable import check_parts
@@ -77,6 +78,13 @@ class DataConfig:
         tokenizer: ``embedded``, a ``tokenizer.json``, a model folder or a name on the hub.
         document_mask: documents that share a row do not see each other.
         unique_tokens: train on so many tokens again and again, in a new order each time; ``None`` for no limit.
+        joins: domains that come later, by the first step each is in; those that are there share the rows by their
+            weights (:mod:`libmoe.data.phases`).
+        curriculum: deal the rows of so many steps out by how hard the model finds them, like ones in a batch
+            (:class:`~libmoe.data.curriculum.CurriculumLoader`); ``None`` leaves their order to chance.  It takes a
+            forward pass more for each row, which costs do not count, and the order then depends on the method.
+        reweight: change the mixture while the model trains (:class:`~libmoe.data.reweighting.Reweighting`); ``None``
+            keeps it.  What a run reads then depends on its model.
         text_field, domain_field: columns of tabular sources.
         conversations: train on these instead; ``seq_len`` is then the longest row, image and all turns together, and
             of the rest only ``tokenizer`` is used.
@@ -89,6 +97,9 @@ class DataConfig:
     tokenizer: str = "embedded"
     document_mask: bool = True
     unique_tokens: int | None = None
+    joins: dict[str, int] = field(default_factory=dict)
+    curriculum: int | None = None
+    reweight: Reweighting | None = None
     text_field: str = "text"
     domain_field: str | None = None
     conversations: ConversationConfig | None = None
@@ -96,6 +107,26 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least("data.seq_len", self.seq_len, 2)
         _at_least("data.unique_tokens", self.unique_tokens, self.seq_len)
+        _at_least("data.curriculum", self.curriculum, 1)
+        if self.curriculum is not None and self.conversations is not None:
+            raise ConfigError(
+                f"data.curriculum={self.curriculum} reorders rows of text, all of one length; leave it out beside "
+                "data.conversations"
+            )
+        if self.joins:
+            for name in ("conversations", "unique_tokens", "reweight"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"data.joins changes the mixture at steps that are given; leave out data.{name}")
+        for domain, step in self.joins.items():
+            if self.curriculum is not None and step % self.curriculum:
+                raise ConfigError(
+                    f"data.joins: {domain!r} joins at step {step}, within rows that data.curriculum={self.curriculum} "
+                    "reorders; use a multiple of it"
+                )
+        if self.reweight is not None:
+            for name in ("conversations", "unique_tokens", "curriculum"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"data.reweight changes a mixture of texts as they come; leave out data.{name}")
 
 
 @dataclass
@@ -249,6 +280,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.peft is not None and self.data.conversations is None:
             raise ConfigError("peft chooses experts by the instruction of a conversation; set data.conversations")
+        for domain, step in self.data.joins.items():
+            if step >= self.train.steps:
+                raise ConfigError(
+                    f"data.joins: {domain!r} joins at step {step} of train.steps={self.train.steps}, which is never; "
+                    "use less, or leave it out of data.domains"
+                )
         longest = self.backbone.max_position_embeddings
         if self.backbone.checkpoint is None and longest is not None and self.data.seq_len > longest:
             raise ConfigError(

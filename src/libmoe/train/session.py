@@ -13,18 +13,22 @@ from libmoe.controllers import StepInfo
 from libmoe.core.errors import CheckpointError
 from libmoe.core.files import write_json
 from libmoe.core.statistics import StepStatistics
+from libmoe.data import PackedLoader
+from libmoe.data.curriculum import CurriculumLoader
 from libmoe.models import param_roles
 from libmoe.models import save as save_model
 from libmoe.models.trainable import freeze_others
 from libmoe.train import checkpoint, parallel
 from libmoe.train.alarms import Alarms
 from libmoe.train.build import build_model, load_data
+from libmoe.train.curriculum import complexity
 from libmoe.train.files import disk_errors, remove_folder
 from libmoe.train.live import Confidence
 from libmoe.train.logs import LOST
 from libmoe.train.memory import PeakMemory
 from libmoe.train.optim import build_optimizer
 from libmoe.train.recipe import Recipe, micro_batches
+from libmoe.train.remixing import Remixing
 from libmoe.train.state import RunState
 from libmoe.train.step import Batch, needs_counting
 
@@ -62,12 +66,20 @@ class Session:
             parallel.shard(self.model, world, cfg.dtype)
         self.optimizer = build_optimizer(self.model, roles, cfg)
         self.controllers = list(self.model.libmoe.method.build_controllers())
+        if recipe.data.reweight is not None:
+            assert isinstance(self.data.loader, PackedLoader)  # conversations are refused with it
+            self.controllers.append(Remixing(recipe, self.data.loader, self.data.probes, world))
         self.statistics, self.confidence, self.alarms = StepStatistics(), Confidence(), Alarms()
         self.num_micro = micro_batches(cfg, world.size)
         self.counting = needs_counting(self.model, recipe, self.num_micro)
         self.state = RunState()
         self.info = StepInfo(self.model, self.optimizer, total_steps=cfg.steps, statistics=self.statistics)
         self.info.token_shares = self.data.loader.token_shares
+        self.curriculum: CurriculumLoader | None = None
+        if recipe.data.curriculum is not None:
+            self.curriculum = CurriculumLoader(
+                self.data.loader, recipe.data.curriculum, lambda batch: complexity(self.model, batch, recipe, world)
+            )
         if start is None:
             self._start_controllers()
         else:
@@ -92,13 +104,16 @@ class Session:
         for controller, saved in zip(self.controllers, trainer["controllers"], strict=True):
             controller.load_state_dict(saved)
         self.alarms.load_state_dict(trainer["alarms"])
+        if self.curriculum is not None:
+            self.curriculum.load_state_dict(trainer["curriculum"])
         checkpoint.restore_model(start, self.model)
         checkpoint.restore_optimizer(start, self.model, self.optimizer)
 
     def batches(self, step: int) -> list[Batch]:
         """This process's micro-batches of a step."""
         rank, size = self.world.rank, self.world.size
-        return [self.data.loader.shard(step, rank, size, m, self.num_micro) for m in range(self.num_micro)]
+        loader = self.data.loader if self.curriculum is None else self.curriculum
+        return [loader.shard(step, rank, size, m, self.num_micro) for m in range(self.num_micro)]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of the current step (every rank calls it)."""
@@ -108,6 +123,8 @@ class Session:
             "alarms": self.alarms.state_dict(),
             "data": self.data.fingerprint,
         }
+        if self.curriculum is not None:
+            trainer["curriculum"] = self.curriculum.state_dict()
         with disk_errors(
             folder / checkpoint.name_of(self.state.step), f"earlier checkpoints are intact: {LOST}"
         ):

@@ -109,7 +109,7 @@ class _Standing(nn.Module):
 
 
 def _routed_bytes(layer: MoELayer, tokens: int, dim: int) -> int:
-    loads, costs = layer.router.expected_load(), layer.experts.flops_per_row()
+    loads, costs = layer.router.training_load(), layer.experts.flops_per_row()
     width = next((p.element_size() for p in layer.experts.parameters()), 4)
     # Of a row's products with matrices [H or 2H, D] and [D, H] the fused backends keep what goes into the activation,
     # and of tokens nothing row by row.

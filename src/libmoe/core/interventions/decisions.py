@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.interventions.base import Intervention
+from libmoe.core.interventions.base import Intervention, check_experts
 from libmoe.core.plan import MergePlan, SoftPlan, SparsePlan
 from libmoe.core.seeding import derive_seed
 
@@ -40,7 +40,7 @@ class SwapExperts(Intervention):
     def edit_routing(self, routing: Routing, ctx: LayerContext) -> Routing:
         plan = routing.plan
         for pair in self.pairs:
-            _check_experts("swap", pair, plan, ctx)
+            check_experts("swap", pair, plan.num_experts, ctx)
         new_N = torch.arange(plan.num_experts, device=_device(plan))
         for a, b in self.pairs:
             new_N[a], new_N[b] = b, a
@@ -70,7 +70,7 @@ class AblateExperts(Intervention):
 
     def edit_routing(self, routing: Routing, ctx: LayerContext) -> Routing:
         plan = routing.plan
-        _check_experts("ablate", self.experts, plan, ctx)
+        check_experts("ablate", self.experts, plan.num_experts, ctx)
         left_N = torch.ones(plan.num_experts, dtype=torch.bool, device=_device(plan))
         left_N[self.experts] = False
         if isinstance(plan, SparsePlan):
@@ -158,7 +158,7 @@ class FixedRouting(Intervention):
 
     def edit_routing(self, routing: Routing, ctx: LayerContext) -> Routing:
         plan, device = routing.plan, _device(routing.plan)
-        _check_experts("use", (int(self.table_VK.min()), int(self.table_VK.max())), plan, ctx)
+        check_experts("use", (int(self.table_VK.min()), int(self.table_VK.max())), plan.num_experts, ctx)
         if self.by_token:
             id_T = ctx.token_ids_T.to(device)
             if len(id_T) and int(id_T.max()) >= len(self.table_VK):
@@ -205,15 +205,6 @@ def _slots(plan: SoftPlan, expert_N: Tensor) -> Tensor:
     """Numbers of the slots, int64 ``[S]``, when experts come in another order."""
     per_expert = plan.combine_GLS.shape[2] // plan.num_experts
     return (expert_N.unsqueeze(1) * per_expert + torch.arange(per_expert, device=expert_N.device)).reshape(-1)
-
-
-def _check_experts(what: str, experts: Iterable[int], plan: Plan, ctx: LayerContext) -> None:
-    """Raises ConfigError unless the layer has all of ``experts``."""
-    for expert in experts:
-        if not 0 <= expert < plan.num_experts:
-            raise ConfigError(
-                f"cannot {what} expert {expert}: layer {ctx.index} has experts 0..{plan.num_experts - 1}"
-            )
 
 
 def _no_such_plan(what: str, plan: Plan, ctx: LayerContext) -> ConfigError:

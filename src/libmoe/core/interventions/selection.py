@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from libmoe.core.errors import ConfigError
-from libmoe.core.interventions.base import Intervention
+from libmoe.core.interventions.base import Intervention, check_experts, experts_by_layer
 from libmoe.core.plan import SparsePlan
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ class BanExperts(Intervention):
         self.experts = sorted(set(experts))
 
     def edit_scores(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor:
-        num_experts = scores_TN.shape[1]
-        if self.experts and self.experts[-1] >= num_experts:
-            raise ConfigError(
-                f"cannot ban expert {self.experts[-1]}: layer {ctx.index} has experts 0..{num_experts - 1}"
-            )
+        check_experts("ban", self.experts, scores_TN.shape[1], ctx)
         scores_TN = scores_TN.clone()
         scores_TN[:, self.experts] = float("-inf")
         return scores_TN
@@ -63,6 +59,36 @@ class BanExperts(Intervention):
             raise ConfigError(
                 f"layer {ctx.index} selects expert {banned[0]} although it is banned: its router has too few other "
                 f"experts for its k, or does not select by scores"
+            )
+        return routing
+
+
+class ForceExperts(Intervention):
+    """Always select these experts; the router chooses the others and weighs all of them.
+
+    Args:
+        experts: pairs of layer and expert, at most k of each layer.
+
+    Raises ConfigError in the forward pass when a router does not select one, because of its k or its own rules.
+    """
+
+    def __init__(self, experts: Iterable[tuple[int, int]]) -> None:
+        self.experts = experts_by_layer(experts)
+        super().__init__(self.experts)
+
+    def edit_scores(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor:
+        check_experts("force", self.experts[ctx.index], scores_TN.shape[1], ctx)
+        scores_TN = scores_TN.clone()
+        scores_TN[:, self.experts[ctx.index]] = float("inf")
+        return scores_TN
+
+    def edit_routing(self, routing: Routing, ctx: LayerContext) -> Routing:
+        chosen_N = routing.plan.load_N()
+        free = [e for e in self.experts[ctx.index] if chosen_N[e] < routing.plan.num_tokens]
+        if free:
+            raise ConfigError(
+                f"layer {ctx.index} leaves out expert {free[0]} although it is forced: its k is too small, or its "
+                f"router does not select by scores alone"
             )
         return routing
 
@@ -98,3 +124,24 @@ class DropTopRanked(Intervention):
                 f"fewer than k are left"
             )
         return routing
+
+
+class SampleExperts(Intervention):
+    """Draw the experts in proportion to their scores, without replacement, instead of taking the best.
+
+    Each token's scores are handed out anew: the expert drawn first gets the highest, the second the next, and so on, so
+    that a router's rule (top-k, a threshold, a cumulated probability) chooses from the values it is made for.  Weights
+    come from the scores as they were.  Scores that may be negative are turned into proportions by a softmax.  One of
+    the defences of arXiv 2402.05526: who cannot tell which experts a token uses cannot fill them.
+    """
+
+    def edit_scores(self, scores_TN: Tensor, ctx: LayerContext) -> Tensor:
+        hidden_TN = scores_TN.isneginf()
+        proportional = not bool((scores_TN[~hidden_TN] < 0).any())
+        log_TN = scores_TN.log() if proportional else scores_TN
+        generator = ctx.generator("sample experts", scores_TN.device)
+        kind = {"device": scores_TN.device, "dtype": scores_TN.dtype}
+        drawn_TN = torch.empty(scores_TN.shape, **kind).exponential_(generator=generator).log()
+        # log p - log Exp(1) sorts like a draw without replacement; a hidden expert is drawn last.
+        order_TN = (log_TN - drawn_TN).masked_fill(hidden_TN, float("-inf")).argsort(dim=1, descending=True)
+        return torch.empty_like(scores_TN).scatter(1, order_TN, scores_TN.sort(dim=1, descending=True).values)

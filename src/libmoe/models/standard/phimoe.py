@@ -36,7 +36,8 @@ class Phimoe(Family):
     def check(self, layer: MoELayer) -> None:
         check_experts(layer, self.model_type)
         router = layer.router
-        if type(router) is not SparseMixerRouter or router.top_k != 2:
+        plain = type(router) is SparseMixerRouter and router.top_k == 2 and router.quadrature.temperature == 1
+        if not plain:
             raise NotExpressibleError(f"phimoe routes by SparseMixer to two experts, this is {router}")
         if type(router.gate) is not LinearGate or router.gate.bias is not None:
             raise NotExpressibleError(f"the gate of phimoe is one matrix, this is {router.gate}")
