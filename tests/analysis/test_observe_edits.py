@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_replayed_trace_gives_the_same_and_ablation_another_result(family: str
 
 
 def test_an_ablated_expert_is_one_without_output_weights() -> None:
-    model = model_of("mixtral")
+    model = copy.deepcopy(model_of("mixtral"))
     ablated, recorder = run(model, [AblateExperts([1], layers=[0])])
     assert 1 not in experts_seen(recorder) and 1 in experts_seen(recorder, layer=1)
     with torch.no_grad():
@@ -65,7 +66,7 @@ def test_an_ablated_expert_is_one_without_output_weights() -> None:
 
 
 def test_swapped_experts_are_found_again_by_swapping_their_weights() -> None:
-    model = model_of("mixtral")
+    model = copy.deepcopy(model_of("mixtral"))
     swapped, _ = run(model, [SwapExperts([(0, 2)])])
     assert not torch.allclose(run(model)[0], swapped)
     with torch.no_grad():
@@ -109,7 +110,7 @@ def test_what_needs_the_router_says_to_import_the_model(edit: Intervention) -> N
 
 
 def test_fewer_experts_and_heavier_ones_in_a_transformers_model() -> None:
-    model = model_of("mixtral")
+    model = copy.deepcopy(model_of("mixtral"))
     plain, _ = run(model)
     unchanged = [KeepHeaviest([2, 2], renormalise=True), ScaleExperts([(0, 1)], 1.0), SensitivityGate({0: 1.0}, 0.0)]
     assert torch.equal(run(model, unchanged)[0], plain)

@@ -9,6 +9,7 @@ from libmoe.controllers.expert_dropout import ExpertDropout
 from libmoe.controllers.frequent_ids import FrequentIds
 from libmoe.controllers.gating_dropout import GatingDropout
 from libmoe.controllers.l1 import L1Controller
+from libmoe.controllers.normalised_gradient import NormalisedExpertGradient
 from libmoe.controllers.rms_bias import RMSBiasUpdate
 from libmoe.controllers.settle import SettleRouting
 from libmoe.controllers.weight_averaging import WeightAveraging
@@ -23,6 +24,7 @@ __all__ = [
     "FrequentIds",
     "GatingDropout",
     "L1Controller",
+    "NormalisedExpertGradient",
     "RMSBiasUpdate",
     "SettleRouting",
     "StepInfo",

@@ -88,7 +88,14 @@ class Auditor:
     def __init__(self, target: Target, dim: int, side: Side) -> None:
         self.model = Stack(as_layers(target, dim)).double().eval()
         shake(self.model)
-        self.dim, self.side = dim, side
+        self.dim, self.side, self.tolerance = dim, side, TOLERANCE
+
+    def report(self) -> AuditReport:
+        """The first leak of each kind."""
+        searches = (self.leaks_from_the_future(), self.leaks_from_the_batch(), self.leaks_from_padding())
+        leaks = [next(search, None) for search in searches]
+        causal, batch_independent, padding_invariant = (leak is None for leak in leaks)
+        return AuditReport(causal, batch_independent, padding_invariant, "\n".join(leak for leak in leaks if leak))
 
     def observe(self, batch: Batch, rows: slice | None = None) -> dict[str, Tensor]:
         """Everything about each token, ``[B, L, ...]``; ``rows`` tells which side inputs the batch has."""
@@ -163,7 +170,7 @@ class Auditor:
                 continue
             old, new = old[:, columns], new[:, columns]
             scale = old.abs().amax().clamp_min(1.0) if old.numel() else 1.0
-            wrong_BL = ((new - old).abs() > TOLERANCE * scale).any(-1) | new.isnan().any(-1)
+            wrong_BL = ((new - old).abs() > self.tolerance * scale).any(-1) | new.isnan().any(-1)
             if wrong_BL.any():
                 token = int(wrong_BL.any(0).nonzero()[0])
                 sequence = int(wrong_BL[:, token].nonzero()[0]) + row
@@ -181,14 +188,4 @@ def audit(target: Target, *, dim: int = 16, side: Side = default_side) -> AuditR
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        auditor = Auditor(target, dim, side)
-        searches = (
-            auditor.leaks_from_the_future(),
-            auditor.leaks_from_the_batch(),
-            auditor.leaks_from_padding(),
-        )
-        leaks = [next(search, None) for search in searches]
-    causal, batch_independent, padding_invariant = (leak is None for leak in leaks)
-    return AuditReport(
-        causal, batch_independent, padding_invariant, "\n".join(leak for leak in leaks if leak)
-    )
+        return Auditor(target, dim, side).report()
