@@ -45,12 +45,19 @@ help:  ## this page
 quickstart: $(RUN_READY)  ## set up, then train, compare and evaluate small models and write the report
 	$(VENV)/bin/libmoe quickstart $(ARGS)
 
+# Stages 1 and 2 of both encoders, so that the first comparison trains them side by side, a core each.
+STAGES := [{"recipe": "vlm-language", "out": "runs/vlm-language"}, \
+	{"recipe": "vlm-dinov2-1", "out": "runs/vlm-dinov2-1"}, \
+	{"recipe": "vlm-siglip-1", "out": "runs/vlm-siglip-1"}, \
+	{"recipe": "vlm-dinov2-2", "out": "runs/vlm-dinov2-2"}, \
+	{"recipe": "vlm-siglip-2", "out": "runs/vlm-siglip-2"}]
+
 vlm: $(RUN_READY) $(VENV)/.ready-encoder  ## set up, then upcycle and compare small vision-language models on two encoders
 	$(VENV)/bin/python tools/pretrained_encoder.py $(CHECKPOINTS) runs/encoders/dinov2-small
 	$(VENV)/bin/python tools/scene_encoder.py runs/encoders/dinov2-scenes --start runs/encoders/dinov2-small \
 		--layers 3 --steps 120 --batch 32 --lr 3e-4
 	$(VENV)/bin/python tools/scene_encoder.py runs/encoders/siglip-scenes --steps 600
-	$(VENV)/bin/libmoe bench vlm-mini-dinov2 $(ARGS)
+	$(VENV)/bin/libmoe bench vlm-mini-dinov2 --set 'prepare=$(STAGES)' $(ARGS)
 	$(VENV)/bin/libmoe bench vlm-mini-siglip $(ARGS)
 	$(VENV)/bin/libmoe study runs/vlm-mini-dinov2 runs/vlm-mini-siglip --out runs/vlm-mini
 

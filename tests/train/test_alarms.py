@@ -67,6 +67,13 @@ def test_a_loss_spike_is_reported_and_noise_is_not() -> None:
     assert "from 2.0" in spike[0]["message"]
 
 
+def test_what_happens_every_now_and_then_is_reported_once() -> None:
+    """As where batches are of kinds that cost differently."""
+    alarms = Alarms()
+    found = [alarms.check(record([1.0, 1.0], loss=0.6 if i % 15 == 14 < i else 0.2 + i % 3 / 100)) for i in range(90)]
+    assert sum(map(len, found)) == 1
+
+
 def test_state_survives_json() -> None:
     """Alarms after a resume come at the steps at which they would have come."""
     whole, first = Alarms(), Alarms()

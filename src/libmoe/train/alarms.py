@@ -78,7 +78,8 @@ class Alarms:
             return []
         usual = statistics.median(before)
         deviation = statistics.median(abs(x - usual) for x in before)
-        if loss <= max(usual + SPIKE_DEVIATIONS * deviation, SPIKE_FACTOR * usual):
+        # Above all of them, too: where batches are of different kinds, every now and then one costs more.
+        if loss <= max(usual + SPIKE_DEVIATIONS * deviation, SPIKE_FACTOR * usual, *before):
             return []
         return [
             {
