@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import replace
 
@@ -22,13 +23,18 @@ IDS = torch.randint(3, 90, (3, 7), generator=torch.Generator().manual_seed(1))
 LAYERS = 4
 
 
+def fresh(family: str) -> nn.Module:
+    """A model of this test alone, which may change it."""
+    return copy.deepcopy(model_of(family))
+
+
 def plain_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     logits = model(**batch).logits
     return -logits[:, :-1].log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None]).sum()
 
 
 def test_it_is_the_mean_squared_gradient_at_the_output_and_leaves_no_trace() -> None:
-    model = model_of("mixtral")
+    model = fresh("mixtral")
     found = output_sensitivity(model, plain_loss, [{"input_ids": IDS[:1]}, {"input_ids": IDS[1:]}])
     assert all(p.grad is None for p in model.parameters()) and not model.training
     assert not any(m._forward_hooks for m in model.modules())
@@ -47,7 +53,7 @@ def test_it_is_the_mean_squared_gradient_at_the_output_and_leaves_no_trace() -> 
 
 
 def test_padding_does_not_count_nor_does_how_text_is_cut_into_batches() -> None:
-    model = model_of("mixtral").requires_grad_(False)
+    model = fresh("mixtral").requires_grad_(False)
     padded, mask = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long)
     padded[:, :7], mask[:, :7] = IDS, 1
 
@@ -63,7 +69,7 @@ def test_padding_does_not_count_nor_does_how_text_is_cut_into_batches() -> None:
 
 
 def test_the_gate_works_in_any_transformers_model_and_threshold_meets_its_target() -> None:
-    model = model_of("mixtral")
+    model = fresh("mixtral")
     plans = []
     with torch.no_grad(), observe(model), options(recorders=[lambda c, r: plans.append(r.plan)]):
         plain = model(input_ids=IDS).logits

@@ -18,7 +18,8 @@ def as_intended(router: Router, x_TD: torch.Tensor, ctx: LayerContext) -> Routin
         count_N = torch.tensor([round(load * tokens) for load in loads])
         expert_A = torch.arange(len(count_N)).repeat_interleave(count_N)
         token_A, order_A = (torch.arange(len(expert_A)) % tokens).sort(stable=True)
-        weight_A = torch.ones(len(expert_A), dtype=routing.plan.weight_A.dtype)
+        gradient = 0 * routing.plan.weight_A.sum()  # the gate's products are paid for backwards, too
+        weight_A = torch.ones(len(expert_A), dtype=routing.plan.weight_A.dtype) + gradient
         k = None if len(expert_A) % tokens else len(expert_A) // tokens
         routing.plan = SparsePlan(token_A, expert_A[order_A], weight_A, tokens, len(count_N), k)
     return routing

@@ -62,6 +62,10 @@ class Router(nn.Module):
         """The same while training, where more or fewer experts work than afterwards."""
         return self.expected_load()
 
+    def more_training_flops(self) -> float:
+        """Forward FLOPs per token of products that the router computes while training alone (for cost accounting)."""
+        return 0.0
+
     def mixing_flops(self, dim: int) -> float:
         """Forward FLOPs per token of mixing the experts' outputs (for cost accounting)."""
         return 2.0 * sum(self.expected_load()) * dim

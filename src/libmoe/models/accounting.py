@@ -129,11 +129,11 @@ def _layer_flops(layer: MoELayer, dim: int) -> float:
 
 
 def _more_in_training(layer: MoELayer, dim: int) -> float:
-    """Forward FLOPs per token of the experts that work while training and not afterwards; negative for fewer."""
+    """Forward FLOPs per token of what works while training and not afterwards, experts and gates; negative for less."""
     router, estimator, later = layer.router, layer.estimator, _loads(layer)
     training = router.training_load() if estimator is None else estimator.training_load(router)
     more = layer.experts.flops_per_token(training) - layer.experts.flops_per_token(later)
-    return more + 2.0 * dim * (sum(training) - sum(later))
+    return more + 2.0 * dim * (sum(training) - sum(later)) + router.more_training_flops()
 
 
 def _loss_flops(layer: MoELayer) -> float:

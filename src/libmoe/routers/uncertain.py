@@ -89,6 +89,10 @@ class UncertaintyRouter(TopKRouter):
         white_TK = torch.linalg.solve(covariance_TKK, off_MTK[0])
         return white_TK / (white_TK.norm(dim=-1, keepdim=True) + FLOOR)
 
+    def more_training_flops(self) -> float:
+        """Of the passes after the first."""
+        return 2.0 * (self.passes - 1) * sum(p.numel() for p in self.parameters() if p.dim() > 1)
+
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
         if not self.training:
             return super().route(x_TD, ctx)
