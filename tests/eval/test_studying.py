@@ -104,6 +104,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_the_shipped_suite_is_studied_without_mixing_regimes_and_beginnings(
     suite: Path, tmp_path: Path
 ) -> None:

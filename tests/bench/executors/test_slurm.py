@@ -61,6 +61,7 @@ def submit(script: Path, task: int) -> tuple[int, str]:
     return process.returncode, out
 
 
+@pytest.mark.slow
 def test_an_array_runs_every_cell_and_the_same_command_collects(
     mini: Mini, misfits: Path, tmp_path: Path
 ) -> None:
