@@ -116,10 +116,10 @@ def built(name: str, experts: int) -> nn.Module | None:
         wanted["expert_hidden"] = HIDDEN
     if fields.get("top_k") is not None and fields["top_k"].default != 1:
         wanted["top_k"] = 2
-    try:
-        method = create(name, wanted)
-    except ConfigError:
-        method = create(name, {key: wanted[key] for key in wanted if key == "expert_hidden"})
+    for options in (wanted, {key: wanted[key] for key in wanted if key == "expert_hidden"}, {}):
+        with contextlib.suppress(ConfigError):
+            method = create(name, options)
+            break
     torch.manual_seed(0)
     return method.build_layer(Site(DIM, HIDDEN, seed=0, vocab_size=VOCABULARY, path="layer"))
 
