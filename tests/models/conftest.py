@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from libmoe.core.context import options
 from libmoe.models import BackboneConfig, build_backbone
-from libmoe.testing.probes import default_side
 
 VOCABULARY, LENGTH = 97, 12
 _DEEPSEEK = {
@@ -73,8 +71,7 @@ def example_batch(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def answer_of(model: nn.Module) -> Tensor:
-    with options(side=default_side(2)):  # some routers ask for the number of a task or cluster
-        output = model(**example_batch(model))
+    output = model(**example_batch(model))
     return output.logits_per_image if model.config.model_type == "clip" else output[0]
 
 

@@ -15,9 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from libmoe.core.context import options
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.methods import METHODS, create
 from libmoe.models import load, load_any, moeify, save, saving
+from libmoe.testing.probes import default_side
 
 FOUR = {"num_experts": 4, "top_k": 2}
 
@@ -52,10 +54,11 @@ def test_every_method_comes_back_equal(tiny, answer, tmp_path, name) -> None:
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
-    torch.manual_seed(1)
-    expected = answer(model)
-    torch.manual_seed(1)
-    assert torch.equal(answer(again), expected)
+    with options(side=default_side(2)):
+        torch.manual_seed(1)
+        expected = answer(model)
+        torch.manual_seed(1)
+        assert torch.equal(answer(again), expected)
     assert again.libmoe.method == model.libmoe.method
     assert not again.training
 
