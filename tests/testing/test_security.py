@@ -194,12 +194,10 @@ def test_a_queue_of_its_own_gives_each_sequence_its_places() -> None:
     assert not mask_TN.kept_A.all()
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "dense"])  # which routes nothing
 def test_with_places_per_request_no_company_reaches_the_victim(name: str) -> None:
     """Whatever the router, and with the few places of which others would take some."""
     layers = [libmoe.create(name).build_layer(site(D, index, 2)) for index in range(2)]
-    if None in layers:
-        pytest.skip("it leaves the dense network in place")
     model = OverIds(Stack(layers)).double().eval()
     ids_RL = requests(2 * ROWS)
     serving = Serving(capacity_factor=1.0 if limited(model) else BUILT, group="sequence")
