@@ -230,5 +230,5 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             build(**given)
-    with pytest.raises(ConfigError, match="no router trained with all experts"):
+    with pytest.raises(ConfigError, match="has no DenseTrainingRouter; put the method 'ds-moe'"):
         infer_with(nn.Linear(2, 2), "top-k")

@@ -17,7 +17,7 @@ from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Routing
 from libmoe.core.site import Site
-from libmoe.experts import FFN, FFNExperts, ModuleExperts, UnionExperts
+from libmoe.experts import FFN, FFNExperts, GroveExperts, ModuleExperts, UnionExperts
 from libmoe.layers import MoELayer
 from libmoe.routers import TopKRouter
 
@@ -131,11 +131,21 @@ def test_the_router_is_left_alone() -> None:
 
 
 def test_experts_that_share_parameters_are_refused() -> None:
+    layer = MoELayer(TopKRouter(D, 4, 4), GroveExperts(FFNExperts(4, D, 8), 2, 4, zero_init=False))
+    layer(torch.randn(1, 9, D)).square().mean().backward()
+    with pytest.raises(ConfigError, match=r"GroveExperts\.adjugates.* belongs to no expert alone.*normalise=false"):
+        NormalisedExpertGradient().after_backward(StepInfo(layer))
+
+
+def test_experts_of_several_kinds_are_normalised_one_by_one() -> None:
     bank = UnionExperts([FFNExperts(2, D, 8), FFNExperts(3, D, 8)])
     layer = MoELayer(TopKRouter(D, 5, 5), bank)
     layer(torch.randn(1, 9, D)).square().mean().backward()
-    with pytest.raises(ConfigError, match="normalise=false"):
-        NormalisedExpertGradient().after_backward(StepInfo(layer))
+    NormalisedExpertGradient().after_backward(StepInfo(layer))
+    for part in bank.parts:
+        for expert in range(part.num_experts):
+            norm = torch.stack([p.grad[expert].norm() for p in part.parameters()]).norm()
+            assert float(norm) == pytest.approx(1, rel=1e-5)
 
 
 def test_the_method_brings_its_steps_and_can_leave_them_out() -> None:

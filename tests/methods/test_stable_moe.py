@@ -135,7 +135,7 @@ def test_the_stage_is_saved_with_the_model_and_a_further_run_goes_on_in_it() -> 
     other.load_state_dict(layer.state_dict())
     assert bool(other.router.settled)
     assert settle(build()) == 1
-    with pytest.raises(ConfigError, match="no router that settles"):
+    with pytest.raises(ConfigError, match="has no DistilledRouter; put the method 'stable-moe'"):
         settle(nn.Linear(2, 2))
 
 

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from libmoe.core import context
@@ -25,7 +25,7 @@ _SPLITS = {"train": slice(0, 900), "held": slice(900, 1300), "test": slice(1300,
 @functools.cache
 def digits(split: str) -> tuple[Tensor, Tensor]:
     """Pixels ``[I, 1, 8, 8]`` in -1 .. 1 and classes ``[I]`` of ``train`` (900), ``held`` (400) or ``test`` (497)."""
-    data = pytest.importorskip("sklearn.datasets").load_digits()
+    data = load_digits()
     order_I = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     rows_I = order_I[_SPLITS[split]]
     pixels_IHW = torch.tensor(data.images, dtype=torch.float32)[rows_I] / 8 - 1

@@ -15,7 +15,7 @@ from libmoe.theory.mixture_of_clusters import (
     Outcome,
     PatchSum,
     claims,
-    dispatch_entropy,
+    dispatched,
     experiment,
     fit,
     mixture,
@@ -104,12 +104,9 @@ def test_an_undecided_router_is_uniform_with_noise_and_sends_all_to_one_without(
     assert len(record(mixture(50, 8, 2, 3, noise=0.0), x).unique()) == 1
 
 
-def test_entropy_is_zero_for_an_expert_of_one_cluster_and_ln_k_for_one_of_all() -> None:
-    cluster = torch.arange(4).repeat(25)
-    assert dispatch_entropy(cluster, cluster, 4) == pytest.approx(0)
-    assert dispatch_entropy(torch.zeros(100, dtype=torch.long), cluster, 4) == pytest.approx(math.log(4))
-    half = torch.where(cluster < 2, 0, cluster)
-    assert dispatch_entropy(half, cluster, 4) == pytest.approx(0.5 * math.log(2))
+def test_samples_are_counted_by_cluster_and_expert() -> None:
+    cluster, expert = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([3, 0, 0, 3, 3, 1])
+    assert dispatched(expert, cluster, 4).tolist() == [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0]]
 
 
 # -- the claims -------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from libmoe.controllers.base import Controller, StepInfo
 from libmoe.core.errors import ConfigError
-from libmoe.experts import ModuleExperts
 from libmoe.experts.base import Experts
 from libmoe.layers.moe import moe_layers
 
@@ -44,14 +43,17 @@ def expert_gradients(experts: Experts, path: str) -> list[list[Tensor]]:
     Raises:
         ConfigError: experts share parameters.
     """
-    if isinstance(experts, ModuleExperts):
-        own = [[p.grad for p in expert.parameters() if p.grad is not None] for expert in experts.experts]
-        return [gradients for gradients in own if gradients]
-    given = [(name, p) for name, p in experts.named_parameters() if p.grad is not None]
-    shared = next((name for name, p in given if p.shape[:1] != (experts.num_experts,)), None)
-    if shared is not None:
-        raise ConfigError(
-            f"{path}: the gradient of {type(experts).__name__}.{shared} belongs to no expert alone, so it cannot be "
-            "normalised expert by expert; use normalise=false, or FFNExperts"
-        )
-    return [[p.grad[expert] for _, p in given] for expert in range(experts.num_experts)] if given else []
+    own = [list(experts.parameters_of(expert)) for expert in range(experts.num_experts)]
+    known = {id(parameter) for parameters in own for parameter, _ in parameters}
+    for name, parameter in experts.named_parameters():
+        if parameter.grad is not None and id(parameter) not in known:
+            raise ConfigError(
+                f"{path}: the gradient of {type(experts).__name__}.{name} belongs to no expert alone, so it cannot be "
+                "normalised expert by expert; use normalise=false, or FFNExperts"
+            )
+    found = [
+        [parameter.grad if row is None else parameter.grad[row] for parameter, row in parameters
+         if parameter.grad is not None]
+        for parameters in own
+    ]  # fmt: skip
+    return [gradients for gradients in found if gradients]

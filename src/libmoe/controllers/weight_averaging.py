@@ -55,12 +55,24 @@ class WeightAveraging(Controller):
         share, spread, length = self.share_at(info.step, max(info.total_steps, 1)), 0.0, 0.0
         for _, layer in moe_layers(info.model):
             n = layer.experts.num_experts
-            draw_together(layer.experts, share if self.include_self or n == 1 else share * n / (n - 1))
+            draw_together(layer.experts, share / largest_share(n, self.include_self))
             for weight, mean in means(layer.experts):
                 spread += float((weight.detach() - mean).square().sum()) / n
                 length += float(mean.square().sum())
         info.metrics["weight_averaging/share"] = share
         info.metrics["weight_averaging/spread"] = (spread / max(length, 1e-30)) ** 0.5
+
+
+def largest_share(num_experts: int, include_self: bool = False) -> float:
+    """The share at which all experts become their mean."""
+    return 1.0 if include_self or num_experts == 1 else (num_experts - 1) / num_experts
+
+
+def check_share(share: float, num_experts: int, include_self: bool = False) -> None:
+    """Raises ConfigError where experts would move beyond their mean."""
+    most = largest_share(num_experts, include_self)
+    if share > most:
+        raise ConfigError(f"share={share} of {num_experts} experts moves them beyond their mean; use at most {most:g}")
 
 
 @torch.no_grad()
@@ -71,8 +83,8 @@ def draw_together(experts: Experts, part: float) -> None:
         ConfigError: the experts are not stacked in tensors of N rows, or ``part`` is not between 0 and 1.
     """
     if not 0 <= part <= 1:
-        n = experts.num_experts
-        raise ConfigError(f"experts move {part:g} of the way to their mean; share may be {(n - 1) / n:g} at most")
+        most = largest_share(experts.num_experts)
+        raise ConfigError(f"experts move {part:g} of the way to their mean; share may be {most:g} at most")
     if part:
         for weight, mean in means(experts):
             weight.lerp_(mean.expand_as(weight), part)
@@ -85,11 +97,12 @@ def means(experts: Experts) -> list[tuple[nn.Parameter, Tensor]]:
     Raises:
         ConfigError: the experts are not stacked in tensors of N rows.
     """
-    found = []
+    found, n = [], experts.num_experts
+    stacked = {id(p) for p, row in experts.parameters_of(0) if n == 1 or (row is not None and len(p) == n)}
     for name, parameter in experts.named_parameters():
-        if not parameter.dim() or len(parameter) != experts.num_experts:
+        if id(parameter) not in stacked:
             raise ConfigError(
-                f"cannot average {type(experts).__name__}: {name} has no row for each of {experts.num_experts} experts"
+                f"cannot average {type(experts).__name__}: {name} has no row for each of {n} experts"
             )
         found.append((parameter, parameter.detach().mean(0, keepdim=True)))
     return found

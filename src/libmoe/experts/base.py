@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from libmoe.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from libmoe.core.plan import Plan, Segments
 
@@ -43,9 +43,23 @@ class Experts(nn.Module):
         """A dense module that computes what expert number ``expert`` computes (weights are copied)."""
         raise NotImplementedError(f"{type(self).__name__} defines no materialise()")
 
+    def parameters_of(self, expert: int) -> Iterator[tuple[nn.Parameter, int | None]]:
+        """What belongs to one expert alone: parameters, each with the expert's row where it is a stack of several.
+
+        ``None`` stands for a tensor of its own.  There is nothing for a number beyond the last expert's; what experts
+        share belongs to nobody.
+        """
+        if 0 <= expert < self.num_experts:
+            for parameter in self.parameters():
+                if parameter.dim() and len(parameter) == self.num_experts:
+                    yield parameter, None if self.num_experts == 1 else expert
+
     def params_per_expert(self) -> list[int]:
-        """Parameters that belong to each expert alone."""
-        raise NotImplementedError(f"{type(self).__name__} defines no params_per_expert()")
+        """Parameters that each expert has for itself; what is shared by all is not counted."""
+        return [
+            sum(p.numel() if row is None else p.shape[1:].numel() for p, row in self.parameters_of(expert))
+            for expert in range(self.num_experts)
+        ]
 
     def flops_per_row(self) -> list[float]:
         """Forward FLOPs (multiply and add are two) that one row costs in each expert's matrix products."""

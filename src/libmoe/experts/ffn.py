@@ -173,9 +173,6 @@ class FFNExperts(Experts):
             for name, param in ffn.named_parameters():
                 getattr(self, name)[expert].copy_(param)
 
-    def params_per_expert(self) -> list[int]:
-        return [sum(p.shape[1:].numel() for p in self.parameters())] * self.num_experts
-
     def flops_per_row(self) -> list[float]:
         return [2.0 * (self.w_in.shape[1:].numel() + self.w_out.shape[1:].numel())] * self.num_experts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -117,8 +117,8 @@ class GroveExperts(Experts):
         adjugate = self.adjugates.materialise(expert // self.members)
         return join([self.routed.materialise(expert), adjugate], [1.0, self.scale])
 
-    def params_per_expert(self) -> list[int]:
-        return self.routed.params_per_expert()
+    def parameters_of(self, expert: int) -> Iterator[tuple[nn.Parameter, int | None]]:
+        return self.routed.parameters_of(expert)
 
     def flops_per_row(self) -> list[float]:
         extra = self.adjugates.flops_per_row()

@@ -134,9 +134,6 @@ class LoRAExperts(Experts):
         }
         return LoRAFFN(self.base.materialise(expert), pairs, self.lora["down"].scale)
 
-    def params_per_expert(self) -> list[int]:
-        return [sum(p.shape[1:].numel() for p in self.parameters())] * self.num_experts
-
     def flops_per_row(self) -> list[float]:
         matrices = (p for p in self.parameters() if p.dim() == 3)
         return [2.0 * sum(p.shape[1:].numel() for p in matrices)] * self.num_experts

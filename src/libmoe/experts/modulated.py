@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,9 +42,6 @@ class ModulationExperts(Experts):
     def materialise(self, expert: int) -> Modulation:
         return Modulation(self.w[expert].detach().clone(), self.b[expert].detach().clone())
 
-    def params_per_expert(self) -> list[int]:
-        return [self.w[0].numel() + self.b[0].numel()] * self.num_experts
-
     def flops_per_row(self) -> list[float]:
         return [2.0 * self.w[0].numel()] * self.num_experts
 
@@ -68,18 +66,11 @@ class ModulatedFFN(Experts):
     def forward_merged(self, x_GLD: Tensor, gate_GN: Tensor) -> Tensor:
         return self.body(self.modulations.forward_merged(x_GLD, gate_GN))
 
-    @torch.no_grad()
     def materialise(self, expert: int) -> nn.Module:
-        ours = self.body
-        with torch.device("meta"):
-            shape = ours.w_in.shape[1], ours.w_out.shape[1], ours.activation, ours.gated, ours.b_in is not None
-            body = FFN(*shape, out_dim=self.out_dim)
-        for name, param in ours.named_parameters():
-            setattr(body, name, nn.Parameter(param.detach().clone()))
-        return nn.Sequential(self.modulations.materialise(expert), body)
+        return nn.Sequential(self.modulations.materialise(expert), copy.deepcopy(self.body))
 
-    def params_per_expert(self) -> list[int]:
-        return self.modulations.params_per_expert()
+    def parameters_of(self, expert: int) -> Iterator[tuple[nn.Parameter, int | None]]:
+        return self.modulations.parameters_of(expert)
 
     def _body_flops(self) -> float:
         return 2.0 * (self.body.w_in.numel() + self.body.w_out.numel())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,9 @@ class ModuleExperts(Experts):
     def materialise(self, expert: int) -> nn.Module:
         return copy.deepcopy(self.experts[expert])
 
-    def params_per_expert(self) -> list[int]:
-        return [sum(p.numel() for p in e.parameters()) for e in self.experts]
+    def parameters_of(self, expert: int) -> Iterator[tuple[nn.Parameter, int | None]]:
+        if 0 <= expert < self.num_experts:
+            yield from ((parameter, None) for parameter in self.experts[expert].parameters())
 
     def flops_per_row(self) -> list[float]:
         return [2.0 * sum(p.numel() for p in e.parameters() if p.dim() > 1) for e in self.experts]

@@ -27,9 +27,6 @@ class ZeroExperts(Experts):
     def materialise(self, expert: int) -> nn.Module:
         return ZeroExperts(1)
 
-    def params_per_expert(self) -> list[int]:
-        return [0] * self.num_experts
-
     def flops_per_row(self) -> list[float]:
         return [0.0] * self.num_experts
 
@@ -42,9 +39,6 @@ class CopyExperts(Experts):
 
     def materialise(self, expert: int) -> nn.Module:
         return nn.Identity()
-
-    def params_per_expert(self) -> list[int]:
-        return [0] * self.num_experts
 
     def flops_per_row(self) -> list[float]:
         return [0.0] * self.num_experts
@@ -77,9 +71,6 @@ class ConstantExperts(Experts):
         """Dense view of a single constant expert (see :meth:`materialise`)."""
         a = F.linear(x, self.mix[0]).softmax(dim=-1)
         return a[..., :1] * x + a[..., 1:] * self.constant[0]
-
-    def params_per_expert(self) -> list[int]:
-        return [3 * self.mix.shape[2]] * self.num_experts
 
     def flops_per_row(self) -> list[float]:
         return [4.0 * self.mix.shape[2]] * self.num_experts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,4 @@ class ScaledExperts(WrappedExperts):
         return self.scale(super().forward_merged(x_GLD, gate_GN))
 
     def materialise(self, expert: int) -> nn.Module:
-        copy = ChannelScale(self.out_dim)
-        copy.omega = nn.Parameter(self.scale.omega.detach().clone())
-        return nn.Sequential(super().materialise(expert), copy)
+        return nn.Sequential(super().materialise(expert), copy.deepcopy(self.scale))

@@ -59,9 +59,6 @@ class SublayerExperts(Experts):
     def materialise(self, expert: int) -> Sublayers:
         return Sublayers(part.materialise(expert) for part in self.sublayers)
 
-    def params_per_expert(self) -> list[int]:
-        return [sum(sizes) for sizes in zip(*(part.params_per_expert() for part in self.sublayers), strict=True)]
-
     def flops_per_row(self) -> list[float]:
         return [sum(costs) for costs in zip(*(part.flops_per_row() for part in self.sublayers), strict=True)]
 

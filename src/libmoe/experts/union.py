@@ -44,6 +44,11 @@ class UnionExperts(Experts):
     def idle_params(self, load_N: Sequence[float]) -> float:
         return sum(part.idle_params(loads) for part, loads in self._shares(load_N))
 
+    def parameters_of(self, expert: int) -> Iterator[tuple[nn.Parameter, int | None]]:
+        for part in self.parts:
+            yield from part.parameters_of(expert)  # nothing where it is another part's
+            expert -= part.num_experts
+
     def _locate(self, expert: int) -> tuple[Experts, int]:
         for part in self.parts:
             if expert < part.num_experts:
@@ -54,9 +59,6 @@ class UnionExperts(Experts):
     def materialise(self, expert: int) -> nn.Module:
         part, inner = self._locate(expert)
         return part.materialise(inner)
-
-    def params_per_expert(self) -> list[int]:
-        return [n for part in self.parts for n in part.params_per_expert()]
 
     def flops_per_row(self) -> list[float]:
         return [n for part in self.parts for n in part.flops_per_row()]

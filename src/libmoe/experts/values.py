@@ -60,9 +60,6 @@ class ValueExperts(Experts):
     def materialise(self, expert: int) -> nn.Module:
         return Value(self.value[expert].detach().clone())
 
-    def params_per_expert(self) -> list[int]:
-        return [self.value.shape[1]] * self.num_experts
-
     def flops_per_row(self) -> list[float]:
         return [0.0] * self.num_experts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ class WrappedExperts(Experts):
     def materialise(self, expert: int) -> nn.Module:
         return self.experts.materialise(expert)
 
-    def params_per_expert(self) -> list[int]:
-        return self.experts.params_per_expert()
+    def parameters_of(self, expert: int) -> Iterator[tuple[nn.Parameter, int | None]]:
+        return self.experts.parameters_of(expert)
 
     def flops_per_row(self) -> list[float]:
         return self.experts.flops_per_row()

@@ -10,6 +10,7 @@ from torch import nn
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router
 from libmoe.core.site import Site
+from libmoe.layers.finding import in_routers
 from libmoe.losses import Loss, RoutingEntropyLoss, Scope, UsageEntropyLoss, ZLoss
 from libmoe.methods.base import Method, register_method
 from libmoe.routers.dense_training import DenseTrainingRouter, Policy
@@ -91,9 +92,7 @@ def infer_with(
     Raises:
         ConfigError: there is none, no such policy, or a number out of range.
     """
-    routers = [module for module in model.modules() if isinstance(module, DenseTrainingRouter)]
-    if not routers:
-        raise ConfigError(f"{type(model).__name__} has no router trained with all experts; use the method 'ds-moe'")
+    routers = in_routers(model, DenseTrainingRouter, "ds-moe")
     for router in routers:
         router.use(policy, top_k, threshold)
     return len(routers)

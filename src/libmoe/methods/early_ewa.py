@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libmoe.controllers.base import Controller
-from libmoe.controllers.weight_averaging import Ramp, WeightAveraging
+from libmoe.controllers.weight_averaging import Ramp, WeightAveraging, check_share
 from libmoe.methods.base import register_method
-from libmoe.methods.ewa import check_share
 from libmoe.methods.smoe import SMoE
 
 
@@ -39,7 +38,7 @@ class EarlyEWA(SMoE):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.build_controllers()  # checks the options
-        check_share(self.share, self.num_experts, include_self=False)
+        check_share(self.share, self.num_experts)
 
     def build_controllers(self) -> Sequence[Controller]:
         return [WeightAveraging(self.share, ramp=self.ramp, until=self.until)]

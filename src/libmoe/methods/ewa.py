@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libmoe.controllers.base import Controller
-from libmoe.controllers.weight_averaging import Ramp, WeightAveraging
+from libmoe.controllers.weight_averaging import Ramp, WeightAveraging, check_share
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router
 from libmoe.core.site import Site
@@ -69,10 +69,3 @@ class EWA(Method):
 
     def build_controllers(self) -> Sequence[Controller]:
         return [WeightAveraging(self.share, ramp=self.ramp, include_self=self.include_self)]
-
-
-def check_share(share: float, num_experts: int, include_self: bool) -> None:
-    """Raises ConfigError where experts would move beyond their mean."""
-    most = 1.0 if include_self or num_experts == 1 else (num_experts - 1) / num_experts
-    if share > most:
-        raise ConfigError(f"share={share} of {num_experts} experts moves them beyond their mean; use at most {most:g}")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from libmoe.controllers import Controller
-from libmoe.controllers.settle import SettleRouting, distilled_routers
+from libmoe.controllers.settle import SettleRouting
 from libmoe.core.errors import ConfigError
 from libmoe.core.routing import Router
 from libmoe.core.site import Site
 from libmoe.experts import Experts
 from libmoe.experts.sublayers import SublayerExperts
+from libmoe.layers.finding import in_routers
 from libmoe.losses import Loss, Scope, ZLoss
 from libmoe.losses.distillation import RouterDistillationLoss
 from libmoe.losses.overload import OverloadLoss
@@ -123,9 +124,7 @@ def settle(model: nn.Module) -> int:
     Raises:
         ConfigError: there is none.
     """
-    routers = distilled_routers(model)
-    if not routers:
-        raise ConfigError(f"{type(model).__name__} has no router that settles; put the method 'stable-moe' in first")
+    routers = in_routers(model, DistilledRouter, "stable-moe")
     for router in routers:
         router.settled.fill_(True)
     return len(routers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError, unknown
-from libmoe.experts import Experts, ModuleExperts, UnionExperts
 from libmoe.layers import moe_layers
 from libmoe.models.parts import part_of
 from libmoe.models.roles import param_roles
@@ -129,25 +128,9 @@ def _of_one_expert(model: nn.Module, number: int) -> tuple[set[str], dict[str, i
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     whole, rows = set(), {}
     for _, layer in moe_layers(model):
-        for parameter, row in _parameters_of(layer.experts, number):
+        for parameter, row in layer.experts.parameters_of(number):
             if row is None:
                 whole.add(names[id(parameter)])
             else:
                 rows[names[id(parameter)]] = row
     return whole, rows
-
-
-def _parameters_of(experts: Experts, number: int) -> Iterator[tuple[nn.Parameter, int | None]]:
-    """Parameters of one expert, each with its row in a stack, or ``None`` for a tensor of its own."""
-    if isinstance(experts, UnionExperts):
-        for part in experts.parts:
-            if 0 <= number < part.num_experts:
-                yield from _parameters_of(part, number)
-            number -= part.num_experts
-    elif isinstance(experts, ModuleExperts):
-        if number < experts.num_experts:
-            yield from ((parameter, None) for parameter in experts.experts[number].parameters())
-    elif number < experts.num_experts:
-        for parameter in experts.parameters():
-            if parameter.dim() and len(parameter) == experts.num_experts:
-                yield parameter, None if experts.num_experts == 1 else number

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
+    from libmoe.core.routing import Router
 
 Precision = Literal["fp32", "input"]
 
@@ -25,6 +26,13 @@ class ContextGate(nn.Module):
 
     def forward(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+
+def adopt(router: Router, gate: nn.Module) -> None:
+    """Give a router its gate, whose declarations become the router's."""
+    router.gate = gate
+    if isinstance(gate, ContextGate):
+        router.causal, router.decided_by = router.causal and gate.causal, gate.decided_by
 
 
 def ask(gate: nn.Module, x_TD: Tensor, ctx: LayerContext) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from libmoe.core.errors import ConfigError
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
-from libmoe.routers.gates import ContextGate, LinearGate, ask
+from libmoe.routers.gates import LinearGate, adopt, ask
 from libmoe.routers.noise import Noise, noisy
 from libmoe.routers.places import Places
 
@@ -82,9 +82,7 @@ class TopKRouter(Router):
         if eval_capacity_factor is not None:
             self.causal, self.batch_independent = False, places.group == "sequence"
         self.scale_input = scale_input
-        self.gate = gate if gate is not None else LinearGate(dim, num_experts)
-        if isinstance(self.gate, ContextGate):
-            self.causal, self.decided_by = self.causal and self.gate.causal, self.gate.decided_by
+        adopt(self, gate if gate is not None else LinearGate(dim, num_experts))
 
     def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
         return ask(self.gate, x_TD, ctx)

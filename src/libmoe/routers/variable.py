@@ -11,7 +11,7 @@ from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.plan import SparsePlan
 from libmoe.core.routing import Router, Routing
 from libmoe.routers.capacity import capacity, keep_best
-from libmoe.routers.gates import ContextGate, LinearGate, ask
+from libmoe.routers.gates import LinearGate, adopt, ask
 from libmoe.routers.groups import Group, rows_of_groups
 from libmoe.routers.noise import Noise, noisy
 
@@ -72,9 +72,7 @@ class VariableKRouter(Router):
         self.min_capacity, self.group, self.noise = min_capacity, group, noise
         if eval_capacity_factor is not None and eval_capacity_factor * expected_k < num_experts:
             self.causal, self.batch_independent = False, group == "sequence"
-        self.gate = gate if gate is not None else LinearGate(dim, num_experts)
-        if isinstance(self.gate, ContextGate):
-            self.causal, self.decided_by = self.causal and self.gate.causal, self.gate.decided_by
+        adopt(self, gate if gate is not None else LinearGate(dim, num_experts))
 
     def logits(self, x_TD: Tensor, ctx: LayerContext) -> Tensor:
         return ask(self.gate, x_TD, ctx)

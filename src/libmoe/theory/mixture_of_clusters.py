@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from libmoe.analysis.metrics.information import dispatch_entropy
 from libmoe.controllers import StepInfo
 from libmoe.controllers.normalised_gradient import NormalisedExpertGradient
 from libmoe.core.context import options
@@ -76,13 +77,10 @@ def routed(layer: MoELayer, x: Tensor) -> tuple[Tensor, Tensor]:
     return score, expert[0].view(x.shape[:2])[:, 0]
 
 
-def dispatch_entropy(expert: Tensor, cluster: Tensor, clusters: int) -> float:
-    """Entropy in nats of the clusters an expert serves, mean over samples: 0 where each serves one, at most ln K."""
-    pair_NK = torch.zeros(int(expert.max()) + 1, clusters).index_put(
-        (expert, cluster), torch.ones(len(expert)), accumulate=True
-    )
-    p_NK = pair_NK / pair_NK.sum(1, keepdim=True).clamp_min(1)
-    return float((pair_NK.sum(1) * -(p_NK * p_NK.clamp_min(1e-30).log()).sum(1)).sum() / len(expert))
+def dispatched(expert: Tensor, cluster: Tensor, clusters: int) -> Tensor:
+    """How many samples of each cluster went to each expert: ``[K, N]``."""
+    pair_KN = torch.zeros(clusters, int(expert.max()) + 1)
+    return pair_KN.index_put((cluster, expert), torch.ones(len(expert)), accumulate=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def experiment(
     return Outcome(
         float((train_score.argmax(1) == train[1]).float().mean()),
         float((test_score.argmax(1) == test[1]).float().mean()),
-        dispatch_entropy(expert, test[2], data.clusters),
+        dispatch_entropy(dispatched(expert, test[2], data.clusters)),
         float(torch.bincount(expert).max() / len(expert)),
     )
 

@@ -1,64 +1,44 @@
 """Which experts to remove, by how often or how strongly calibration text uses them (arXiv 2505.03531 §4.2).
 
-``hard`` counts how often an expert is chosen, ``soft`` adds up the weights with which it is.  Removing experts that
-text of the task seldom uses flatters the score on that task: calibrate on other text.
+``hard`` is how often an expert is chosen (``load_N``), ``soft`` the sum of the weights with which it is (``weight_N``).
+Removing experts that text of the task seldom uses flatters the score on that task: calibrate on other text.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from libmoe.analysis.counts import LayerCounts
 from libmoe.core.errors import ConfigError, DataError, unknown
-from libmoe.core.plan import SparsePlan
 from libmoe.core.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from libmoe.core.context import LayerContext
-    from libmoe.core.routing import Routing
 
 Count = Literal["hard", "soft"]
 Rule = Literal["random", "odd", "even", "first", "last"]
 
 
-class UsageCounts:
-    """Recorder that adds up both counts over real tokens, before capacity drops, by layer: ``[N]`` in float64."""
+def least_used(counts: LayerCounts, number: int, by: Count = "soft") -> list[int]:
+    """The ``number`` experts of a layer with the smallest count, of equal ones the last, in order.
 
-    def __init__(self) -> None:
-        self.hard: dict[int, Tensor] = {}
-        self.soft: dict[int, Tensor] = {}
+    They are what :class:`~libmoe.core.interventions.logits.PruneExperts` takes.
 
-    def __call__(self, ctx: LayerContext, routing: Routing) -> None:
-        plan, mask_T = routing.plan, ctx.mask_T
-        if not isinstance(plan, SparsePlan):
-            raise ConfigError(
-                f"cannot count choices in layer {ctx.index}: its router makes plans of kind {plan.kind!r}"
-            )
-        real_A = slice(None) if mask_T is None else mask_T[plan.token_A]
-        expert_A, weight_A = plan.expert_A[real_A], plan.weight_A.detach()[real_A].double()
-        for counts, value_A in ((self.hard, torch.ones_like(weight_A)), (self.soft, weight_A)):
-            sum_N = value_A.new_zeros(plan.num_experts).index_add_(0, expert_A, value_A).cpu()
-            counts[ctx.index] = counts.get(ctx.index, 0) + sum_N
+    Args:
+        counts: of the layer, from :func:`libmoe.analysis.counts.count`.
 
-    def least(self, layer: int, number: int, by: Count = "soft") -> list[int]:
-        """The ``number`` experts of a layer with the smallest count, of equal ones the last, in order.
-
-        They are what :class:`~libmoe.core.interventions.logits.PruneExperts` takes.
-
-        Raises:
-            ConfigError: unknown count, or no expert would be left.
-            DataError: nothing was counted in this layer.
-        """
-        if by not in get_args(Count):
-            raise unknown("count", by, get_args(Count))
-        counts = self.hard if by == "hard" else self.soft
-        if layer not in counts:
-            raise DataError(f"layer {layer} was not counted; there are {sorted(counts)}")
-        _check(number, len(counts[layer]))
-        kept = counts[layer].argsort(descending=True, stable=True)
-        return sorted(kept[len(kept) - number :].tolist())
+    Raises:
+        ConfigError: unknown count, or no expert would be left.
+        DataError: nothing was routed.
+    """
+    if by not in get_args(Count):
+        raise unknown("count", by, get_args(Count))
+    _check(number, counts.num_experts)
+    if not counts.tokens:
+        raise DataError("nothing was routed in this layer; trace calibration text first")
+    used_N = counts.load_N if by == "hard" else counts.weight_N
+    kept = np.argsort(-used_N, kind="stable")
+    return sorted(kept[len(kept) - number :].tolist())
 
 
 def removed(rule: Rule, num_experts: int, number: int, *, seed: int = 0, layer: int = 0) -> list[int]:
