@@ -198,3 +198,10 @@ def test_a_new_layer_is_near_its_shared_ffn() -> None:
     layer = libmoe.create("mofme", num_experts=N).build_layer(Site(D, 40, seed=0)).double().eval()
     x: Tensor = torch.randn(2, 9, D, dtype=torch.double)
     assert float(torch.cosine_similarity(layer(x), layer.experts.body(x), dim=-1).min()) > 0.95
+
+
+def test_dropped_experts_have_no_weight_in_training() -> None:
+    """What top-k routers can do otherwise holds for the calibrated one, too."""
+    x_TD = torch.randn(30, D, dtype=torch.double)
+    weight_A = router(expert_dropout=0.6)(x_TD, context()).plan.weight_A
+    assert 0 < int((weight_A == 0).sum()) < len(weight_A)

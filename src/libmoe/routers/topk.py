@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,10 @@ class TopKRouter(Router):
         return self.places.keep(expert_TK, scores_TN, ctx, count, asking_TK)
 
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
-        logits_TN, extras = noisy(self.logits, self.noise if self.training else None, x_TD, ctx)
+        return self.decide(*noisy(self.logits, self.noise if self.training else None, x_TD, ctx), ctx)
+
+    def decide(self, logits_TN: Tensor, extras: dict[str, Any], ctx: LayerContext) -> Routing:
+        """All that follows the logits; ``extras`` is what losses may want to know of them."""
         scores_TN = self.score(logits_TN)
         dropped_TN = ctx.memo("dropped", lambda: self.dropped(scores_TN, ctx))
 

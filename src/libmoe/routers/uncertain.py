@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -97,11 +98,11 @@ class UncertaintyRouter(TopKRouter):
         if not self.training:
             return super().route(x_TD, ctx)
         sampled_MTN = self.sampled_logits(x_TD, ctx)
-        logits_TN = sampled_MTN.mean(0)
-        scores_TN = self.score(logits_TN)
-        expert_TK = ctx.memo("select", lambda: self.select(scores_TN.detach(), ctx))
+        routing = self.decide(sampled_MTN.mean(0), {}, ctx)
+        plan = routing.plan
+        assert isinstance(plan, SparsePlan)
+        expert_TK = plan.expert_A.view(len(x_TD), plan.k or 0)
         chosen_MTK = sampled_MTN.gather(2, expert_TK.expand(self.passes, -1, -1))
-        kept_TK = ctx.memo("keep", lambda: self.keep(expert_TK, scores_TN.detach(), ctx))
-        weight_TK = self.calibrate(chosen_MTK.softmax(dim=-1))
-        plan = SparsePlan.from_topk(expert_TK, weight_TK, self.num_experts, kept_TK)
-        return Routing(plan, logits_TN, self.loss_scores(scores_TN, logits_TN))
+        weight_A = self.calibrate(chosen_MTK.softmax(dim=-1)).flatten()
+        in_reach_A = plan.weight_A.detach() != 0  # dropout of experts gives those out of reach weight 0
+        return replace(routing, plan=replace(plan, weight_A=weight_A * in_reach_A))
