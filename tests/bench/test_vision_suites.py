@@ -10,6 +10,7 @@ import torch
 from libmoe.bench import load_grid
 from libmoe.bench.cell import CellSpec, run_cell
 from libmoe.bench.match import match_sizes
+from libmoe.bench.recording import Recorder
 from libmoe.layers import moe_layers
 from libmoe.models import save
 from libmoe.models.accounting import count_parameters
@@ -72,6 +73,9 @@ def test_all_entries_begin_with_the_loss_of_stage_two_and_a_cell_runs(
     assert all((logits[key] - logits["dense"]).abs().max() < 1e-4 for key in FIVE)
 
     recipe = sizes["smoe"].recipe(grid, grid.entry("smoe"), 0)
-    row = run_cell(CellSpec("smoe", "smoe", recipe, str(tmp_path / "cell")))
+    row = run_cell(CellSpec("smoe", "smoe", recipe, str(tmp_path / "smoe-s0")))
     assert (row["status"], row["error"]) == ("ok", None)
+    said: list[str] = []
+    Recorder(tmp_path, tmp_path / "results.sqlite", said.append).add([row | {"method": "smoe", "seed": 0}])
+    assert not said  # its tasks are its own, and no evaluation is missed
     assert set(row["tasks"]) == set(row["domains"]) and row["tasks"]["count"]["chance"] == pytest.approx(0.2)

@@ -9,10 +9,11 @@ from typing import Any
 from libmoe.core.errors import DataError
 from libmoe.eval.results import Results
 from libmoe.eval.results.facts import find_evaluation, read_evaluation
+from libmoe.train.recipe import load_recipe
 
 
 class Recorder:
-    """Records each cell's evaluation once; cells that were evaluated on no task have none.
+    """Records each cell's evaluation once; cells that were evaluated on no task of the harness have none.
 
     Args:
         folder: of the grid.
@@ -34,7 +35,7 @@ class Recorder:
         """Record what cells with these rows of ``results.json`` left, if it is not in the store as it is."""
         for row in rows:
             cell = self.folder / f"{row['method']}-s{row['seed']}"
-            if self.store is None or row["status"] != "ok" or not row["tasks"]:
+            if self.store is None or row["status"] != "ok" or not row["tasks"] or _asks_itself(cell):
                 continue
             try:
                 place = find_evaluation(cell)
@@ -44,3 +45,9 @@ class Recorder:
                     self.known[str(place)] = time
             except DataError as error:
                 self.say(f"{cell.name} is not in the results store: {error}")
+
+
+def _asks_itself(cell: Path) -> bool:
+    """Whether the cell's tasks are questions of its own conversations, which no harness evaluates."""
+    recipe = cell / "recipe.yaml"
+    return recipe.is_file() and load_recipe(recipe).data.conversations is not None
