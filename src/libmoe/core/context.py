@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError, TrainingError
+from libmoe.core.graphs import between_graphs
 from libmoe.core.main_loss import LossGradient, note_main_loss
 from libmoe.core.options import Options, Recorder, current_options, options  # noqa: F401 - context.options() is public
 from libmoe.core.seeding import derive_seed
@@ -307,12 +308,14 @@ def install(model: nn.Module, apart: Sequence[nn.Module] = ()) -> list[torch.uti
     inner = [m for m in model.modules() if m is not model and hasattr(m, "main_input_name")]
     for module in apart:
         module.main_input_name = "hidden_states"  # as models say what they read
+    reason = "the context of a forward pass is Python's and not the graph's"
+    enter, leave = (between_graphs(hook, reason) for hook in (_enter, _leave))
     return [
         handle
         for module in (model, *inner, *apart)
         for handle in (
-            module.register_forward_pre_hook(_enter, with_kwargs=True),
-            module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True, always_call=True),
         )
     ]
 
@@ -335,9 +338,7 @@ def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         reads_text = getattr(module, "main_input_name", "input_ids") == "input_ids"
         same = reads_text and inputs.get("encoder_hidden_states") is None
         context._running.append((module, context.tokens))
-        context.tokens = (
-            Tokens.of(inputs, context.tokens) if same else replace(Tokens.of(inputs), apart=True)
-        )
+        context.tokens = Tokens.of(inputs, context.tokens) if same else replace(Tokens.of(inputs), apart=True)
 
 
 def _leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from libmoe.core.context import LayerContext, current_or_new
 from libmoe.core.errors import ConfigError
+from libmoe.core.graphs import between_graphs
 from libmoe.core.routing import Router, Routing
 from libmoe.estimators.base import Estimator
 from libmoe.experts.base import Experts
@@ -45,6 +47,7 @@ class MoELayer(nn.Module):
         index: int = 0,
     ) -> None:
         super().__init__()
+        _stay_between_graphs()
         if router.num_experts != experts.num_experts:
             raise ConfigError(
                 f"the router chooses among {router.num_experts} experts but there are {experts.num_experts}"
@@ -80,10 +83,14 @@ class MoELayer(nn.Module):
         return y_TD + shared_TD if self.mix is None else self.mix(x_TD, y_TD, shared_TD, routing)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.run(hidden_states, self.execute)
+
+    def run(self, hidden_states: Tensor, execute: Callable[[Tensor, Routing], Tensor]) -> Tensor:
+        """Route ``[..., D]``, let ``execute(x_TD, routing)`` compute ``y_TD``, and attach the losses to it."""
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         ctx = current_or_new().layer(self.index, tuple(hidden_states.shape[:-1]), self.training, self.parts)
         routing = self.route(x_TD, ctx)
-        y_TD = self.execute(x_TD, routing)
+        y_TD = execute(x_TD, routing)
         if self.training and torch.is_grad_enabled():
             call = LayerCall(x_TD, self.router, self.experts)
             for loss in self.losses:
@@ -102,6 +109,17 @@ class MoELayer(nn.Module):
             opts.statistics.add(self.index, count_N, tokens)
         for record in opts.recorders:
             record(ctx, routing)
+
+
+@cache
+def _stay_between_graphs() -> None:
+    """Have ``torch.compile`` run MoE layers as they are, between two compiled graphs.
+
+    The rows of each expert depend on the data: traced, a layer falls into some twenty graphs that are compiled anew as
+    loads change.  Done with the first layer and not where the class is, for the compiler takes a second to import.
+    """
+    reason = "MoE layers run between compiled graphs: how many tokens an expert gets depends on the data"
+    setattr(MoELayer, "forward", between_graphs(MoELayer.forward, reason))  # noqa: B010
 
 
 def moe_layers(model: nn.Module) -> Iterable[tuple[str, MoELayer]]:

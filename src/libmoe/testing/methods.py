@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from libmoe.controllers import StepInfo
@@ -58,6 +59,10 @@ def check_method(
         probe.check_bfloat16()
     with checks("gives the same loss, gradients and counts under activation checkpointing"):
         probe.check_checkpointing()
+    with checks(
+        "computes the same in a compiled model, which breaks its graph for the context and MoE layers alone"
+    ):
+        probe.check_compiled()
     with checks("has controllers whose state can be saved"):
         probe.check_controllers()
     layers = [layer for _, layer in moe_layers(probe.build())]
@@ -164,6 +169,22 @@ class _Probe:
             assert torch.equal(counts_again.seen[index].count_N, load.count_N), (
                 f"layer {index} is counted differently"
             )
+
+    def check_compiled(self) -> None:
+        results = []
+        torch._dynamo.reset()
+        counters.clear()
+        for compiled in (False, True):
+            model = self.model().train()
+            y_BLD = self.run(torch.compile(model, backend="eager") if compiled else model)
+            y_BLD.square().mean().backward()
+            results.append((y_BLD, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        (y, grads), (y_compiled, grads_compiled) = results
+        for reason in counters["graph_break"]:
+            assert "torch.compiler.disable()" in reason, f"the graph breaks: {' '.join(reason.split())}"
+        assert_close(y_compiled, y, "output", 1e-6)
+        for name, grad in grads.items():
+            assert_close(grads_compiled[name], grad, f"the gradient of {name}", 1e-6)
 
     def check_upcycling(self, name: str, options: Mapping[str, Any] | None) -> None:
         place = site(self.dim)
