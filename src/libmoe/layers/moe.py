@@ -119,7 +119,7 @@ def _stay_between_graphs() -> None:
     loads change.  Done with the first layer and not where the class is, for the compiler takes a second to import.
     """
     reason = "MoE layers run between compiled graphs: how many tokens an expert gets depends on the data"
-    setattr(MoELayer, "forward", between_graphs(MoELayer.forward, reason))  # noqa: B010
+    setattr(MoELayer, "run", between_graphs(MoELayer.run, reason))  # noqa: B010
 
 
 def moe_layers(model: nn.Module) -> Iterable[tuple[str, MoELayer]]:
