@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from libmoe.core.errors import ConfigError
+from libmoe.report.alarms import alarms_raised
 from libmoe.report.belief import belief, families
 from libmoe.report.compare import compare
 from libmoe.report.curves import learning_curves
@@ -74,6 +75,7 @@ def summarise(grid_dir: Path) -> dict[str, Any]:
         "chance": _chance(grid),
         "curves": learning_curves(grid),
         "routing": routing,
+        "alarms": alarms_raised(grid),
         "specialisation": specialisation(routing),
         "samples": sample_text(grid, notes),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from libmoe.report.alarms import alarm_words
 from libmoe.report.family_words import family_verdict
 from libmoe.report.naming import Summary, baseline_of, budget_words, label_of
 from libmoe.report.numbers import count, fixed, interval, listing, percent, si, signed
@@ -23,6 +24,7 @@ def headline(summary: Summary) -> dict[str, list[str]]:
             *_seen(summary),
             *_against_unigram(summary),
             *_experts(summary),
+            *alarm_words(summary),
         ],
         "caveats": caveats(summary),
     }

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from libmoe.report.alarms import KINDS
 from libmoe.report.bars import load_bars, load_scale
 from libmoe.report.markup import Markup, el
 from libmoe.report.naming import Summary
-from libmoe.report.numbers import fixed
+from libmoe.report.numbers import MISSING, fixed, listing
 from libmoe.report.routing import first_runs
 from libmoe.report.sections.frame import missing, note
 from libmoe.report.svg import name_of, swatch
+from libmoe.report.table import Cell, name_cell, table
+
+HELP = {
+    "collapse": "the load's entropy stayed below half its maximum",
+    "dead_experts": "an expert stayed below a hundredth of its fair share",
+    "loss_spike": "the loss jumped far above what it was",
+}
 
 
 def load(summary: Summary) -> list[object]:
     if not summary["routing"]:
-        return missing("No run left routing statistics.")
+        return [*missing("No run left routing statistics."), *_alarms(summary)]
     shown = first_runs(summary["routing"])
     scale = load_scale(layer for run in shown.values() for layer in run["layers"])
     rows = []
@@ -42,7 +50,34 @@ def load(summary: Summary) -> list[object]:
             "fair share. "
             "All charts share one vertical scale; a bar with a pointed top exceeds it."
         ),
+        *_alarms(summary),
     ]
+
+
+def _alarms(summary: Summary) -> list[object]:
+    """What went wrong while training, where anything did."""
+    raised = {entry["method"]: entry for entry in summary["alarms"]}
+    rows = []
+    for method in summary["methods"]:
+        entry = raised.get(method["method"])
+        if entry is not None:
+            by_kind = {alarm["kind"]: alarm for alarm in entry["alarms"]}
+            cells = [_alarm(by_kind.get(kind), entry["runs"]) for kind in KINDS]
+            rows.append([name_cell(method), *cells])
+    if not rows:
+        return [note("No alarm was raised while training.")]
+    heads = [("Method", ""), *((title, HELP[kind]) for kind, title in KINDS.items())]
+    return [table(heads, rows, "Alarms while training: runs that raised them, layers, first and last step")]
+
+
+def _alarm(alarm: dict[str, Any] | None, runs: int) -> Cell:
+    if alarm is None:
+        return Cell(MISSING, None, "num")
+    where = f", layer{'s' * (len(alarm['layers']) > 1)} {listing(list(map(str, alarm['layers'])))}"
+    first, last = alarm["first"], alarm["last"]
+    when = "" if first is None else f", step {first}" if first == last else f", steps {first} to {last}"
+    share = len(alarm["seeds"]) / runs
+    return Cell(f"{len(alarm['seeds'])} of {runs}{where if alarm['layers'] else ''}{when}", share, "num")
 
 
 def _balance(layer: dict[str, Any]) -> list[Markup]:
