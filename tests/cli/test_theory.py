@@ -42,6 +42,21 @@ def test_a_claim_is_shown_with_its_interval_and_verdict(libmoe: Libmoe, small: l
     assert found["paper"] == 30 and found["claims"][0]["verdict"] == "holds" and small[1] == ([0], False)
 
 
+def test_an_extension_runs_in_the_theorys_place(
+    libmoe: Libmoe, small: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(seeds: Any, quick: bool) -> list:
+        return [claim("grows further", "above", 2.0, [float(seed) for seed in seeds], "ours")]
+
+    more = {"further": Theory(30, "of a test", run, (1.0, 0.5))}
+    monkeypatch.setitem(THEORIES, "small", Theory(30, "of a test", THEORIES["small"].run, (1.0, 0.5), more))
+    assert "--extension further" in libmoe("theory").out
+    found = json.loads(libmoe("theory", "small", "--extension", "further", "--json").out)
+    assert found["extension"] == "further" and [c["says"] for c in found["claims"]] == ["grows further"]
+    assert not small, "the theory itself does not run"
+    assert "'furthr'; did you mean 'further'?" in libmoe("theory", "small", "--extension", "furthr").error()
+
+
 def test_mistakes_end_in_one_line(libmoe: Libmoe) -> None:
     assert "'patch-patern'; did you mean 'patch-pattern'?" in libmoe("theory", "patch-patern").error()
     assert "--seeds 0: at least 1" in libmoe("theory", "patch-pattern", "--seeds", 0).error()

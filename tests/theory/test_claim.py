@@ -25,4 +25,6 @@ def test_the_verdict_is_that_of_the_whole_interval(values: list[float], directio
 
 def test_every_theory_belongs_to_a_paper_and_says_how_long_it_takes() -> None:
     assert {theory.paper for theory in THEORIES.values()} == {30, 96, 112}
-    assert all(quick < full for full, quick in (theory.seconds for theory in THEORIES.values()))
+    for theory in THEORIES.values():
+        assert all(more.paper == theory.paper and more.title for more in theory.extensions.values())
+        assert all(quick < full for full, quick in (t.seconds for t in [theory, *theory.extensions.values()]))

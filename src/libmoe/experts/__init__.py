@@ -4,6 +4,7 @@ from libmoe.experts.backend import set_backend
 from libmoe.experts.base import Experts
 from libmoe.experts.ffn import FFN, FFNExperts, SharedExpert
 from libmoe.experts.grove import GroveExperts
+from libmoe.experts.heads import HeadExperts
 from libmoe.experts.modulated import ModulatedFFN, ModulationExperts
 from libmoe.experts.modules import ModuleExperts
 from libmoe.experts.null import ConstantExperts, CopyExperts, ZeroExperts
@@ -22,6 +23,7 @@ __all__ = [
     "Experts",
     "FFNExperts",
     "GroveExperts",
+    "HeadExperts",
     "ModulatedFFN",
     "ModulationExperts",
     "ModuleExperts",

@@ -19,7 +19,12 @@ class Experts(nn.Module):
 
     A kind implements :meth:`forward_rows`; the plan decides which rows that are.  A kind that needs the whole
     plan (experts shared by a group of experts, experts with several inputs) overrides :meth:`execute`.
+
+    Attribute ``flops_per_pair``: forward FLOPs of a row for each token that it looks at, for experts that look at
+    others than their own (for cost accounting).
     """
+
+    flops_per_pair: float = 0.0
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()

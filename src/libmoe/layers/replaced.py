@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from libmoe.layers.moa import MoALayer
 from libmoe.layers.moe import MoELayer
 
 
@@ -24,9 +25,15 @@ def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 def replaced_forward(
     layers: Sequence[MoELayer], forward: Callable[[MoELayer, Tensor], Tensor]
 ) -> Iterator[None]:
-    """While the block runs, each of ``layers`` returns ``forward(layer, hidden_states)``: ``[..., D] -> [..., D]``."""
+    """While the block runs, each of ``layers`` returns ``forward(layer, hidden_states)``: ``[..., D] -> [..., D]``.
+
+    Attention that is given to a layer is no part of it; it then runs with the heads of one expert for each token.
+    """
 
     def call(layer: MoELayer, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(layer, MoALayer):
+            heads, dim = layer.experts.heads, layer.experts.head_dim
+            args[0](hidden_states.new_zeros(hidden_states.shape[:-1].numel(), heads, dim))
         return forward(layer, hidden_states)
 
     for layer in layers:

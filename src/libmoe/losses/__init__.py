@@ -19,6 +19,7 @@ from libmoe.losses.null_balance import NullBalanceLoss
 from libmoe.losses.null_reward import NullReward
 from libmoe.losses.overload import OverloadLoss
 from libmoe.losses.parameter_penalty import ParameterPenalty
+from libmoe.losses.selection import SelectionLoss
 from libmoe.losses.selectors import ReachableMassLoss, SelectorEntropyLoss
 from libmoe.losses.sparsity import MeanImportanceLoss, SparsityLoss
 from libmoe.losses.target import RouterTargetLoss
@@ -53,6 +54,7 @@ __all__ = [
     "RouterTargetLoss",
     "RoutingEntropyLoss",
     "Scope",
+    "SelectionLoss",
     "SelectorEntropyLoss",
     "SparsityLoss",
     "UsageEntropyLoss",

@@ -132,9 +132,7 @@ class Method:
 
     def build_layer(self, site: Site) -> nn.Module:
         """The module that takes the FFN's place; each part draws its initial weights from a seed of its own."""
-        with seeded(site.seed, site.index, "router"):
-            router = self.build_router(site)
-        self._scale(router)
+        router = self.seeded_router(site)
         with seeded(site.seed, site.index, "experts"):
             experts = self.build_experts(site)
         with seeded(site.seed, site.index, "shared"):
@@ -150,6 +148,13 @@ class Method:
             estimator=self.build_estimator(site),
             index=site.index,
         )
+
+    def seeded_router(self, site: Site) -> Router:
+        """The router with the initial weights that it has at ``site``."""
+        with seeded(site.seed, site.index, "router"):
+            router = self.build_router(site)
+        self._scale(router)
+        return router
 
     def _scale(self, router: Router) -> None:
         """Multiply the router's matrices; temperatures and biases keep their values."""

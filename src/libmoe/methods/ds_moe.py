@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from torch import nn
 
-from libmoe.core.errors import ConfigError
+from libmoe.core.config import to_dict
+from libmoe.core.errors import ConfigError, unknown
 from libmoe.core.routing import Router
 from libmoe.core.site import Site
+from libmoe.layers import MoALayer, moe_layers
 from libmoe.layers.finding import in_routers
 from libmoe.losses import Loss, RoutingEntropyLoss, Scope, UsageEntropyLoss, ZLoss
 from libmoe.methods.base import Method, register_method
@@ -38,7 +42,8 @@ class DSMoE(Method):
     without saying so.  Weights are not divided by their sum, so that outputs shrink by the mass left out until the loss
     has made it small.
 
-    The paper's attention experts are not part of this method.
+    With ``attention_experts`` attention becomes a mixture of heads, trained and used in the same way (as in the paper;
+    :func:`libmoe.models.head_experts.add_head_experts`).
 
     Attributes:
         num_experts: 32 in the paper.
@@ -49,6 +54,11 @@ class DSMoE(Method):
         renormalise: an option; published without.
         mutual_information: alpha of the FFNs: 6.3e-4, 4e-4 and 2e-4 for 1, 3 and 6 billion parameters.
         balance: must stay 0.
+        attention_experts: N of the attentions in the same blocks; 0 leaves them dense.  With G heads of keys and values
+            it divides the others' number per G: 16 experts of 2 heads and G = 2, or 8 of 4 and 4, in the paper.
+        attention_top_k: k of these; ``None`` is 3 in 5, attention needing more of them than FFNs do.
+        attention_mutual_information: alpha of the attentions: 3.5e-4, 2e-4 and 2e-4.
+        attention_init: ``scratch`` draws their heads; ``copy`` cuts them from the dense attention.
     """
 
     num_experts: int = 32
@@ -59,15 +69,27 @@ class DSMoE(Method):
     renormalise: bool = False
     mutual_information: float = 6.3e-4
     mutual_information_scope: Scope = "micro_batch"
+    attention_experts: int = 0
+    attention_top_k: int | None = None
+    attention_mutual_information: float = 3.5e-4
+    attention_init: Literal["scratch", "copy"] = "scratch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.balance:
             raise ConfigError(f"balance={self.balance}: ds-moe is balanced by mutual_information; use 0")
         self.build_losses(Site(1, 1))  # checks coefficient and scope
+        number, k = self.attention_experts, self.attention_top_k
+        if number < 0:
+            raise ConfigError(f"attention_experts={number} must not be negative; 0 leaves attention dense")
+        if number and k is not None and not 1 <= k <= number:
+            raise ConfigError(f"attention_top_k={k} must be between 1 and attention_experts={number}")
+        self.edits()  # the same for attention
 
     def hidden(self, site: Site) -> int:
-        return self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.num_experts)
+        return (
+            self.expert_hidden if self.expert_hidden is not None else max(1, site.hidden // self.num_experts)
+        )
 
     def build_router(self, site: Site) -> Router:
         return DenseTrainingRouter(
@@ -81,18 +103,55 @@ class DSMoE(Method):
 
     def build_losses(self, site: Site) -> Sequence[Loss]:
         alpha = self.mutual_information
-        return [UsageEntropyLoss(alpha, self.mutual_information_scope), RoutingEntropyLoss(alpha), ZLoss(self.z_loss)]
+        return [
+            UsageEntropyLoss(alpha, self.mutual_information_scope),
+            RoutingEntropyLoss(alpha),
+            ZLoss(self.z_loss),
+        ]
+
+    def edits(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """What changes in the model besides the FFNs: kinds and options of :func:`libmoe.models.record.make_edit`."""
+        if not self.attention_experts:
+            return []
+        k = self.attention_top_k
+        attention = replace(
+            self,
+            num_experts=self.attention_experts,
+            top_k=math.ceil(0.6 * self.attention_experts) if k is None else k,
+            mutual_information=self.attention_mutual_information,
+            attention_experts=0,
+        )
+        of_method = {"method": "ds-moe", "options": to_dict(attention)}
+        return [("head-experts", {**of_method, "heads": None, "init": self.attention_init})]
+
+
+Part = Literal["all", "ffn", "attention"]
 
 
 def infer_with(
-    model: nn.Module, policy: Policy, *, top_k: int | None = None, threshold: float | None = None
+    model: nn.Module,
+    policy: Policy,
+    *,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    part: Part = "all",
 ) -> int:
-    """Change in place which experts all layers of ``model`` use outside training; returns how many layers there are.
+    """Change in place which experts layers of ``model`` use outside training; returns how many layers that are.
+
+    Args:
+        part: ``ffn`` or ``attention`` changes these alone, which differ in their number of experts.
 
     Raises:
-        ConfigError: there is none, no such policy, or a number out of range.
+        ConfigError: there is none, no such policy or part, or a number out of range; then nothing has changed.
     """
+    if part not in get_args(Part):
+        raise unknown("value of part", part, get_args(Part))
+    heads = [layer.router for _, layer in moe_layers(model) if isinstance(layer, MoALayer)]
     routers = in_routers(model, DenseTrainingRouter, "ds-moe")
-    for router in routers:
+    chosen = [router for router in routers if part == "all" or (router in heads) == (part == "attention")]
+    if not chosen:
+        raise ConfigError(f"part={part!r}: {type(model).__name__} has no such experts of ds-moe")
+    # Where a number is too high comes first.
+    for router in sorted(chosen, key=lambda router: router.num_experts):
         router.use(policy, top_k, threshold)
-    return len(routers)
+    return len(chosen)

@@ -26,7 +26,9 @@ class ImportanceScoreRouting(SoftmaxTokenChoice):
 
     ``softmax-token-choice`` over the batch with one expert for a token, importance the best gate, and
     ``round(factor k T / N)`` places, which may be fewer than tokens: what is left out passes by the residual alone.  A
-    token's output depends on the others of its batch; evaluate with a large factor, or none.
+    token's output depends on the others of its batch; evaluate with a large factor, or none.  In the last blocks of a
+    Mixer (:mod:`libmoe.models.mlp_mixer`, ``where: last:4`` for two of them) it routes channels and patches, as
+    published.
 
     The paper's k, capacity and coefficient of the losses are not certain: the defaults are one expert, 1 and 0.01.
     """

@@ -34,11 +34,14 @@ class MoCE(Method):
     """Mixture of cluster-conditional experts (Liu et al., arXiv 2402.05382 §3): ``y = G_e E_e(x)`` for each token of an
     image, ``G = softmax(W c_z + noise)``, c_z the centroid of the image's cluster z.
 
-    Three stages: pretrain a dense model; cluster its features (:func:`libmoe.routers.clustering.balanced_clusters`) and
+    Three stages: pretrain a dense model; cluster its features of whole images, of a masked autoencoder
+    :func:`~libmoe.models.masked_autoencoder.image_features` (:func:`libmoe.routers.clustering.balanced_clusters`), and
     keep the centroids; put this in with ``init: copy``, :func:`set_centroids`, and train with the cluster of each image
     as a side input, batches mixing clusters.  A downstream task finds the cluster of most of its images
     (:func:`libmoe.routers.clustering.vote`) with the *same* dense features, and deploys that cluster's path alone
-    (:func:`libmoe.models.extracting.extract_group`), a dense model of the usual size.
+    (:func:`libmoe.models.extracting.extract_group`), a dense model of the usual size, which
+    :func:`libmoe.models.plain.to_plain` makes one of the architecture's own modules.  ``examples/moce_mae.py`` goes
+    through all of it.
 
     Number of clusters, loss coefficients and noise are not certain in the sources at hand.
 

@@ -11,7 +11,7 @@ from libmoe.core.site import Site
 from libmoe.losses import Loss, ZLoss
 from libmoe.methods.base import Method, register_method
 from libmoe.routers.noise import GaussianNoise
-from libmoe.routers.soft import SoftRouter
+from libmoe.routers.soft import Mixing, SoftRouter
 
 
 @register_method(
@@ -36,6 +36,8 @@ class SoftMoE(Method):
             least 1; any length can be processed afterwards.
         slots_per_expert: p itself; the paper finds 1 best, with about as many experts as tokens.
         normalise: unit vectors before the dot product, with a learned scale.
+        dispatch, combine: ``soft``, or one of the paper's ablations: ``uniform`` on either side or both, ``identity``
+            on both (the i-th token is the i-th slot); see :class:`~libmoe.routers.soft.SoftRouter`.
         noise_std: Gaussian noise on the logits while training.
         balance: must stay 0, because no token is assigned to anything.
     """
@@ -45,6 +47,8 @@ class SoftMoE(Method):
     seq_len: int = 128
     slots_per_expert: int | None = None
     normalise: bool = True
+    dispatch: Mixing = "soft"
+    combine: Mixing = "soft"
     noise_std: float = 0.0
     balance: float = 0.0
 
@@ -58,6 +62,13 @@ class SoftMoE(Method):
             raise ConfigError(
                 f"capacity_factor must be above 0, got {self.capacity_factor}; the paper uses 1"
             )
+        if self.capacity_factor is not None and self.slots_per_expert is not None:
+            raise ConfigError(
+                f"capacity_factor={self.capacity_factor} and slots_per_expert={self.slots_per_expert} both "
+                "count the slots; give one"
+            )
+        if self.noise_std < 0:
+            raise ConfigError(f"noise_std={self.noise_std} must not be negative; 0 is off")
 
     @property
     def slots(self) -> int:
@@ -73,6 +84,8 @@ class SoftMoE(Method):
             self.num_experts,
             self.slots,
             normalise=self.normalise,
+            dispatch=self.dispatch,
+            combine=self.combine,
             rows_per_token=self.num_experts * self.slots / self.seq_len,
             noise=GaussianNoise(self.noise_std) if self.noise_std else None,
         )

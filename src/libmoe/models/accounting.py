@@ -7,7 +7,7 @@ are counted by their own declarations at the load that routing aims at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from libmoe.layers import MoELayer, moe_layers, replaced_forward
 from libmoe.models.parts import has_connector
 from libmoe.models.receipt import count_parameters
 
-_Shapes = dict[int, list[tuple[int, int]]]  # by layer: tokens and width of each call
+_Shapes = dict[int, list[tuple[int, int, int]]]  # by layer: tokens, width and sequence length of each call
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
     """
     layers = [layer for _, layer in moe_layers(model)]
     flops, shapes, tokens = _dense_flops(model, layers, seq_len)
-    calls = [(layer, rows, dim) for layer in layers for rows, dim in shapes[layer.index]]
-    more = sum(rows * _more_in_training(layer, dim) for layer, rows, dim in calls)
-    flops += sum(rows * _layer_flops(layer, dim) for layer, rows, dim in calls)
-    losses = sum(rows * _loss_flops(layer) for layer in layers for rows, _ in shapes[layer.index])
+    calls = [(layer, *call) for layer in layers for call in shapes[layer.index]]
+    more = sum(rows * _more_in_training(layer, dim, length) for layer, rows, dim, length in calls)
+    flops += sum(rows * _layer_flops(layer, dim, length) for layer, rows, dim, length in calls)
+    losses = sum(rows * _loss_flops(layer) for layer, rows, _, _ in calls)
     total = count_parameters(model)
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
     trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
@@ -119,20 +119,26 @@ def _tables(layer: MoELayer) -> list[nn.Embedding]:
     return [module for module in layer.modules() if isinstance(module, nn.Embedding)]
 
 
-def _layer_flops(layer: MoELayer, dim: int) -> float:
+def _experts_flops(layer: MoELayer, load_N: Sequence[float], length: int) -> float:
+    """Forward FLOPs per token of a sequence's ``length`` tokens, which some experts look at."""
+    return layer.experts.flops_per_token(load_N) + layer.experts.flops_per_pair * length * sum(load_N)
+
+
+def _layer_flops(layer: MoELayer, dim: int, length: int) -> float:
     """Forward FLOPs per token of width ``dim``: experts, mixing, gate and shared experts."""
-    experts = layer.experts.flops_per_token(_loads(layer))
+    experts = _experts_flops(layer, _loads(layer), length)
+    experts -= layer.experts.flops_per_pair * length  # attention of one expert was counted as it ran
     inside = {id(p) for p in layer.experts.parameters()}
     inside |= {id(table.weight) for table in _tables(layer)}  # no product
     matrices = (p.numel() for p in layer.parameters() if id(p) not in inside and p.dim() > 1)
     return experts + layer.router.mixing_flops(dim) + 2.0 * sum(matrices)
 
 
-def _more_in_training(layer: MoELayer, dim: int) -> float:
+def _more_in_training(layer: MoELayer, dim: int, length: int) -> float:
     """Forward FLOPs per token of what works while training and not afterwards, experts and gates; negative for less."""
     router, estimator, later = layer.router, layer.estimator, _loads(layer)
     training = router.training_load() if estimator is None else estimator.training_load(router)
-    more = layer.experts.flops_per_token(training) - layer.experts.flops_per_token(later)
+    more = _experts_flops(layer, training, length) - _experts_flops(layer, later, length)
     return more + 2.0 * dim * (sum(training) - sum(later)) + router.more_training_flops()
 
 
@@ -148,7 +154,7 @@ def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tupl
 
     def note(layer: MoELayer, hidden_states: Tensor) -> Tensor:
         dim = hidden_states.shape[-1]
-        shapes[layer.index].append((hidden_states.numel() // dim, dim))
+        shapes[layer.index].append((hidden_states.numel() // dim, dim, hidden_states.shape[-2]))
         out = getattr(layer.experts, "out_dim", dim)
         return hidden_states if out == dim else hidden_states.new_zeros(*hidden_states.shape[:-1], out)
 

@@ -53,6 +53,8 @@ _NAMES = {
 }
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _MORE_KEYS = ("num_labels", "attn_implementation", "decoder_start_token_id")
+_HEADS = {"mlp_mixer": "MlpMixerForImageClassification", "vit_mae": "ViTMAEForPreTraining"}
+"""The usual head of architectures that transformers does not have, or lists under none of the tasks below."""
 
 
 @dataclass
@@ -60,7 +62,8 @@ class BackboneConfig:
     """A dense model.
 
     Attributes:
-        architecture: transformers' name of it (``llama``, ``qwen3``, ``gpt2``, ``bert``, ``vit``, ``t5``, ...).
+        architecture: transformers' name of it (``llama``, ``qwen3``, ``gpt2``, ``bert``, ``vit``, ``t5``, ...), or
+            ``mlp_mixer`` (:mod:`libmoe.models.mlp_mixer`).
         hidden_size, num_hidden_layers, num_attention_heads: its shape.
         intermediate_size: hidden width of the FFNs; ``None`` for four times ``hidden_size``.
         num_key_value_heads: ``None`` for as many as attention heads.
@@ -110,6 +113,8 @@ def build_backbone(config: BackboneConfig, seed: int | None = 0) -> nn.Module:
     if config.checkpoint is not None:
         return load_any(config.checkpoint, dtype=torch.float32)
     from transformers import CONFIG_MAPPING
+
+    from libmoe.models import mlp_mixer_config  # noqa: F401 - makes its kind known
 
     if config.architecture not in CONFIG_MAPPING:
         raise unknown("architecture", config.architecture, CONFIG_MAPPING)
@@ -171,6 +176,7 @@ def _class_name(architecture: str) -> str:
     from transformers.models.auto import modeling_auto as auto
 
     for mapping in (
+        _HEADS,
         auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
         auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,

@@ -127,7 +127,7 @@ class FoundFFN:
             index=index,
             count=count,
             path=self.path,
-            init_std=_init_std(self.model),
+            init_std=init_std(self.model),
             seed=seed,
             out_dim=self.out_dim,
             vocab_size=vocab_size(self.model),
@@ -246,7 +246,8 @@ def _refuse_experts(model: nn.Module) -> None:
             )
 
 
-def _init_std(model: nn.Module) -> float:
+def init_std(model: nn.Module) -> float:
+    """Standard deviation that ``model`` draws its weights with."""
     config = getattr(model, "config", None)
     return float(getattr(config, "initializer_range", None) or getattr(config, "init_std", None) or 0.02)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from libmoe.core.seeding import seeded
+from libmoe.models.masked_autoencoder import complete
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def initialise(model: Any, seed: int, inside: str = "") -> None:
             visit(child, f"{name}.{child_name}", owner)
         with seeded(seed, "backbone", name):
             owner._init_weights(module)  # after its children's, as some architectures rescale theirs
+            complete(module, getattr(owner.config, "initializer_range", 0.02))
 
     visit(model.get_submodule(inside), f".{inside}" if inside else "", model)
     model.tie_weights()

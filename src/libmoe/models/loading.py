@@ -122,9 +122,10 @@ def model_class(name: str) -> Any:
     """The class called ``name``, of transformers or our own.  Raises CheckpointError when there is none."""
     import transformers
 
-    from libmoe.models import several_encoders
+    from libmoe.models import mlp_mixer, several_encoders
 
-    found = getattr(transformers, name, getattr(several_encoders, name, None)) if name.isidentifier() else None
+    homes = (transformers, several_encoders, mlp_mixer)
+    found = next((getattr(home, name) for home in homes if name.isidentifier() and hasattr(home, name)), None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(f"transformers {transformers.__version__} has no model class {name!r}")
     return found
@@ -134,7 +135,7 @@ def _base_model(folder: Path, section: dict[str, Any]) -> Any:
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    from libmoe.models import several_encoders  # noqa: F401 - makes its kinds known
+    from libmoe.models import mlp_mixer, several_encoders  # noqa: F401 - makes their kinds known
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -186,7 +187,7 @@ def _shape_alone() -> bool:
 def _plain(name: str, dtype: Any) -> nn.Module:
     from transformers import AutoConfig
 
-    from libmoe.models import several_encoders  # noqa: F401 - makes its kinds known
+    from libmoe.models import mlp_mixer, several_encoders  # noqa: F401 - makes their kinds known
 
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)

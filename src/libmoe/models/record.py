@@ -31,7 +31,8 @@ EDITS: Registry[Callable[..., dict[str, Any]]] = Registry("edit")
 They return options that make the same change again in the dense model of the same architecture (JSON types); weights
 are read afterwards.
 """
-_OWN_EDITS = ("attention_experts", "instance_lora", "low_rank")  # modules here that register one
+# Modules here that register one.
+_OWN_EDITS = ("attention_experts", "binary_attention", "head_experts", "instance_lora", "low_rank")
 
 
 @dataclass(frozen=True)

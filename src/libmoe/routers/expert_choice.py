@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,19 @@ from libmoe.routers.capped import capped_assignment, residual
 from libmoe.routers.gates import LinearGate
 from libmoe.routers.groups import Group, group_layout, group_of, softmax_within
 from libmoe.routers.noise import Noise, noisy
+from libmoe.routers.picks import PickRounding, Picks
+from libmoe.routers.selection_predictor import SelectionPredictor, choice_of_tokens
 
 if TYPE_CHECKING:
     from libmoe.core.context import LayerContext
 
 Axis = Literal["experts", "tokens"]
-EvalPolicy = Literal["group", "token"]
+EvalPolicy = Literal["group", "token", "predictor"]
 PickGates = Literal["score", "picked", "one"]
 
 
 class ExpertChoiceRouter(Router):
-    """Each expert takes the ``k = round(c n / N)`` tokens of a group that score highest for it, at least one.
+    """Each expert takes the ``k = round(c n / N)`` tokens of a group that score highest for it.
 
     The steps, each a method to override::
 
@@ -46,15 +48,17 @@ class ExpertChoiceRouter(Router):
         gates: the weight of a pick: its ``score``; the softmax of the expert's logits over the tokens it ``picked``
             (arXiv 2306.04073); or ``one``.
         tokens_per_expert: k itself, for a group of any length; c then only says what to count costs by.
-        multiple: k is ``c n / N`` rounded up to a multiple of this (arXiv 2401.15969 has 4); 0 rounds to the nearest.
+        rounding, multiple, min_capacity: how k becomes a whole number, see :class:`~libmoe.routers.picks.Picks`.
         scale_input: multiply an expert's input by the weight, not its output.
         noise: a :class:`~libmoe.routers.noise.Noise` on the logits while training.
         max_experts_per_token: b; pick from the capped assignment (:mod:`libmoe.routers.capped`) with
             ``strength`` and ``iterations``.  ``extras`` then has ``row_error`` and ``column_excess`` of the
             solution and ``violation_rate``, the share of tokens that more than b experts picked after all.
         eval_policy: outside training, ``group`` picks as in training, so that a token decoded by itself is a
-            group of one and every expert picks it; with ``token`` each token takes its own ``round(c)`` best
-            experts, which is causal but an approximation that is not the paper's.
+            group of one and every expert picks it.  Two are causal, and approximations that are not the paper's: with
+            ``token`` each token takes its own ``round(c)`` best experts; with ``predictor`` those, perhaps none, of
+            which a :class:`~libmoe.routers.selection_predictor.SelectionPredictor` says that they would pick it.
+        predictor_hidden: width of the predictor's hidden layer.  Its logits are in ``extras["predicted_TN"]``.
     """
 
     causal = False
@@ -73,7 +77,10 @@ class ExpertChoiceRouter(Router):
         eval_policy: EvalPolicy = "group",
         gates: PickGates = "score",
         tokens_per_expert: int | None = None,
+        rounding: PickRounding | None = None,
         multiple: int = 0,
+        min_capacity: int = 1,
+        predictor_hidden: int = 64,
         scale_input: bool = False,
         noise: Noise | None = None,
         gate: nn.Module | None = None,
@@ -90,20 +97,24 @@ class ExpertChoiceRouter(Router):
             )
         if strength <= 0 or iterations < 1:
             raise ConfigError(f"strength={strength} must be above 0 and iterations={iterations} at least 1")
-        if eval_policy == "token" and score_axis == "tokens":
-            raise ConfigError("eval_policy='token' needs score_axis='experts', not 'tokens'")
-        if gates not in ("score", "picked", "one"):
-            raise unknown("value of gates", gates, ["score", "picked", "one"])
-        if multiple < 0 or (tokens_per_expert is not None and tokens_per_expert < 1):
-            raise ConfigError(f"multiple={multiple} must be 0 or more, tokens_per_expert={tokens_per_expert} above 0")
-        self.capacity_factor = capacity_factor
-        self.gates, self.tokens_per_expert, self.multiple = gates, tokens_per_expert, multiple
+        for what, value, kind in (("value of gates", gates, PickGates), ("eval_policy", eval_policy, EvalPolicy)):
+            if value not in get_args(kind):
+                raise unknown(what, value, get_args(kind))
+        if eval_policy != "group" and (score_axis == "tokens" or gates == "picked"):
+            raise ConfigError(
+                f"eval_policy={eval_policy!r} looks at one token: it needs score_axis='experts' and gates='score' or "
+                f"'one', not {score_axis!r} and {gates!r}"
+            )
+        self.capacity_factor, self.gates = capacity_factor, gates
+        self.counts = Picks(exact=tokens_per_expert, rounding=rounding, multiple=multiple, minimum=min_capacity)
         self.scale_input, self.noise = scale_input, noise
         self.score_axis, self.group, self.eval_policy = score_axis, group, eval_policy
         self.max_experts_per_token = max_experts_per_token
         self.strength, self.iterations = strength, iterations
         self.batch_independent = group == "sequence"
         self.gate = gate if gate is not None else LinearGate(dim, num_experts)
+        predicts = eval_policy == "predictor"
+        self.predictor = SelectionPredictor(dim, num_experts, predictor_hidden) if predicts else None
 
     def score(self, logits_TN: Tensor, index_GL: Tensor, real_GL: Tensor) -> Tensor:
         if self.score_axis == "experts":
@@ -115,11 +126,7 @@ class ExpertChoiceRouter(Router):
         """int64 ``[G]``: how many tokens each expert takes of groups of these sizes."""
         # An intervention that forces k experts per token forces the average.
         forced = ctx.top_k(0)
-        share_G = (forced or self.capacity_factor) * size_G / self.num_experts
-        k_G = share_G.round().long() if not self.multiple else (share_G / self.multiple).ceil().long() * self.multiple
-        if self.tokens_per_expert is not None and not forced:
-            k_G = torch.full_like(k_G, self.tokens_per_expert)
-        return k_G.clamp_min(1).minimum(size_G)
+        return self.counts.count(size_G, self.num_experts, forced or self.capacity_factor, exactly=not forced)
 
     def rank(self, scores_GNL: Tensor, real_GL: Tensor, k_G: Tensor) -> tuple[Tensor, dict[str, float]]:
         """``[G, N, L]``: what experts choose by, ``-inf`` for what they must not, and facts for ``extras``."""
@@ -168,15 +175,11 @@ class ExpertChoiceRouter(Router):
     def route(self, x_TD: Tensor, ctx: LayerContext) -> Routing:
         logits_TN, _ = noisy(lambda x_TD, ctx: self.gate(x_TD), self.noise if self.training else None, x_TD, ctx)
         num_tokens = len(logits_TN)
-        if not self.training and self.eval_policy == "token":
-            scores_TN = logits_TN.softmax(dim=-1)
-            k = ctx.top_k(max(1, round(self.capacity_factor)))
-            expert_TK = ctx.memo("pick", lambda: ctx.edit_scores(scores_TN.detach()).topk(k, dim=-1).indices)
-            plan = SparsePlan.from_topk(expert_TK, scores_TN.gather(1, expert_TK), self.num_experts)
-            return Routing(plan, logits_TN, scores_TN)
-        index_GL, real_GL = ctx.memo(
-            "layout", lambda: group_layout(num_tokens, logits_TN.device, ctx, self.group)
-        )
+        predicted_TN = None if self.predictor is None else self.predictor(x_TD)
+        if not self.training and self.eval_policy != "group":
+            one = self.gates == "one"
+            return choice_of_tokens(logits_TN, predicted_TN, self.capacity_factor, ctx, one, self.scale_input)
+        index_GL, real_GL = ctx.memo("layout", lambda: group_layout(num_tokens, logits_TN.device, ctx, self.group))
         scores_TN = self.score(logits_TN, index_GL, real_GL)
         picks: tuple[Tensor, Tensor, dict[str, Any]] = ctx.memo(
             "pick", lambda: self.pick(scores_TN.detach(), index_GL, real_GL, ctx)
@@ -186,7 +189,8 @@ class ExpertChoiceRouter(Router):
         plan = SparsePlan(
             token_A, expert_A, weight_A, num_tokens, self.num_experts, scale_input=self.scale_input
         )
-        return Routing(plan, logits_TN, scores_TN, dict(extras))
+        predicted = {} if predicted_TN is None else {"predicted_TN": predicted_TN}
+        return Routing(plan, logits_TN, scores_TN, extras | predicted)
 
     def expected_load(self) -> list[float]:
         return [self.capacity_factor / self.num_experts] * self.num_experts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from libmoe.stats import Mean, clustered_mean
@@ -59,9 +59,11 @@ class Theory:
         title: what it is about.
         run: from seeds, and whether the size is that of a quick look, to claims.
         seconds: that a seed takes on two cores, and quickly, about.
+        extensions: by name, further experiments on the same data.
     """
 
     paper: int
     title: str
     run: Callable[[Sequence[int], bool], list[Claim]]
     seconds: tuple[float, float]
+    extensions: Mapping[str, Theory] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from torch import Tensor
 from libmoe.core.context import options
 from libmoe.experts import FFNExperts
 from libmoe.layers import MoELayer
-from libmoe.routers import ExpertChoiceRouter
+from libmoe.routers.expert_choice import ExpertChoiceRouter, PickGates
 from libmoe.theory.claim import Claim, claim
 
 WIDTH = SIDE = 64
@@ -59,10 +59,17 @@ class PatchPatterns:
         return x + self.noise * torch.randn(x.shape, generator=g), 1.0 - 2 * label, place
 
 
-def network(experts: int, filters: int, kept: int, generator: torch.Generator) -> MoELayer:
+def network(
+    experts: int,
+    filters: int,
+    kept: int,
+    generator: torch.Generator,
+    patches: int = SIDE,
+    gates: PickGates = "one",
+) -> MoELayer:
     """Two layers of which the second is fixed; its average over the patches taken is the answer."""
     router = ExpertChoiceRouter(
-        WIDTH, experts, experts * kept / SIDE, score_axis="tokens", gates="one", tokens_per_expert=kept
+        WIDTH, experts, experts * kept / patches, score_axis="tokens", gates=gates, tokens_per_expert=kept
     )
     bank = FFNExperts(experts, WIDTH, filters, "relu", gated=False, out_dim=1)
     with torch.no_grad():
@@ -86,9 +93,11 @@ def train_router(layer: MoELayer, x: Tensor, y: Tensor) -> None:
     weight.requires_grad_(False)
 
 
-def train_experts(layer: MoELayer, kept: int, x: Tensor, y: Tensor, epochs: int = 100) -> None:
-    """The second phase: SGD on the logistic loss."""
-    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=2.0)
+def train_experts(
+    layer: MoELayer, kept: int, x: Tensor, y: Tensor, epochs: int = 100, lr: float = 2.0
+) -> None:
+    """The second phase: SGD on the logistic loss of the layer's sum over patches divided by ``kept``."""
+    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=lr)
     order = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for batch in torch.randperm(len(x), generator=order).split(20):
@@ -102,6 +111,17 @@ def train_experts(layer: MoELayer, kept: int, x: Tensor, y: Tensor, epochs: int 
 def accuracy(layer: MoELayer, x: Tensor, y: Tensor) -> float:
     with torch.no_grad():
         return float((layer(x).sum((1, 2)) * y > 0).float().mean())
+
+
+def keeps(layer: MoELayer, x: Tensor, place: Tensor) -> Tensor:
+    """bool ``[B, N]``: which experts take the patch at this place of each image."""
+    plans = []
+    with torch.no_grad(), options(recorders=[lambda ctx, routing: plans.append(routing.plan)]):
+        layer(x)
+    count, patches, _ = x.shape
+    taken = torch.zeros(count * patches, plans[0].num_experts, dtype=torch.bool)
+    taken[plans[0].token_A, plans[0].expert_A] = True
+    return taken[torch.arange(count) * patches + place]
 
 
 @dataclass(frozen=True)
@@ -123,12 +143,7 @@ def experiment(seed: int, samples: int) -> Outcome:
     plain.router.gate.weight.requires_grad_(False)
     routed = network(2, FILTERS // 2, KEPT, task.generator)
     train_router(routed, x, y)
-    plans = []
-    with torch.no_grad(), options(recorders=[lambda ctx, routing: plans.append(routing.plan)]):
-        routed(x_test)
-    taken = torch.zeros(1000 * SIDE, 2, dtype=torch.bool)
-    taken[plans[0].token_A, plans[0].expert_A] = True
-    hits = taken[torch.arange(1000) * SIDE + place, (y_test < 0).long()]
+    hits = keeps(routed, x_test, place)[torch.arange(len(x_test)), (y_test < 0).long()]
     train_experts(plain, SIDE, x, y)
     train_experts(routed, KEPT, x, y)
     return Outcome(accuracy(plain, x_test, y_test), accuracy(routed, x_test, y_test), float(hits.float().mean()))

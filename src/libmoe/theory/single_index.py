@@ -81,11 +81,18 @@ class Outcome:
 
 
 def experiment(
-    seed: int, *, separation: float = 3.0, experts: int = 4, width: int = 16, steps: int = 2400, router_steps: int = 600
+    seed: int,
+    *,
+    dim: int = 16,
+    separation: float = 3.0,
+    experts: int = 4,
+    width: int = 16,
+    steps: int = 2400,
+    router_steps: int = 600,
 ) -> Outcome:
     """Exploration, router learning, expert learning and second layers; and one network with as many neurons."""
-    task = SingleIndex(seed, separation=separation)
-    dim, g = len(task.shared_D), task.generator
+    task = SingleIndex(seed, dim, separation=separation)
+    g = task.generator
     neurons = Neurons.random(experts, width, dim, g)
     learn(task, neurons, anyone(experts), steps)
     explored = neurons

@@ -99,6 +99,9 @@ def theory(
     name: Annotated[str | None, typer.Argument(help="Which [default: list them].")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, from seed 0; intervals are over them.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and steps: a look.")] = False,
+    extension: Annotated[
+        str | None, typer.Option("--extension", help="A further experiment on its data, in its place.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a paper's theory as an experiment: its data, its training, and its claims with what was measured.
@@ -110,7 +113,7 @@ def theory(
     """
     from libmoe.cli.theory import run
 
-    run(name, seeds, quick, as_json)
+    run(name, seeds, quick, as_json, extension)
 
 
 @app.command()
