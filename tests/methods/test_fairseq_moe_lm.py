@@ -106,12 +106,34 @@ def test_the_loss_is_1_for_uniform_gates_and_counts_first_choices() -> None:
     torch.testing.assert_close(numerator / denominator, N * (f_N * p_TN.mean(0)).sum())
 
 
+def gpt(layers: int, width: int) -> Any:
+    """A dense model of the paper's family, without memory."""
+    return GPT2LMHeadModel(
+        GPT2Config(n_embd=width, n_layer=layers, n_head=width // 64, n_positions=2048, vocab_size=51_200)
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "dense", "mixture"), [(12, 768, 0.365e21, 0.433e21), (32, 4096, 17.1e21, 22.3e21)]
+)
+def test_training_on_300_billion_tokens_takes_the_published_flops(
+    layers: int, width: int, dense: float, mixture: float
+) -> None:
+    """With blocks recomputed; the paper's formula leaves out the gate."""
+    with torch.device("meta"):
+        model = gpt(layers, width)
+        before = libmoe.account(model, 2048, recompute=True)
+        libmoe.moeify(model, "fairseq-moe-lm", options={"num_experts": 512}, where="every:2:1")
+    after = libmoe.account(model, 2048, recompute=True)
+    gates = 4 * 2 * width * 512 * layers / 2
+    assert before.train_flops_per_token * 3e11 == pytest.approx(dense, rel=0.01)
+    assert (after.train_flops_per_token - gates) * 3e11 == pytest.approx(mixture, rel=0.01)
+
+
 @pytest.mark.parametrize(("layers", "width", "billions"), [(12, 768, 14.6), (32, 4096, 1104.0)])
 def test_512_experts_in_every_second_layer_give_the_published_sizes(layers: int, width: int, billions: float) -> None:
     with torch.device("meta"):
-        model = GPT2LMHeadModel(
-            GPT2Config(n_embd=width, n_layer=layers, n_head=width // 64, n_positions=2048, vocab_size=51_200)
-        )
+        model = gpt(layers, width)
         libmoe.moeify(model, "fairseq-moe-lm", options={"num_experts": 512}, where="every:2:1")
     assert [site.path for site in model.libmoe.sites][:2] == ["transformer.h.1.mlp", "transformer.h.3.mlp"]
     assert len(model.libmoe.sites) == layers // 2

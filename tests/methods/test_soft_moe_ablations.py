@@ -18,7 +18,7 @@ from libmoe.layers.moe import MoELayer
 from libmoe.methods import create
 from libmoe.testing import check_method, check_router
 
-DIM, L, N, P = 8, 6, 3, 2
+DIM, L, N, P = 8, 5, 3, 2
 ABLATIONS = [("uniform", "uniform"), ("uniform", "soft"), ("soft", "uniform")]
 
 
@@ -105,7 +105,7 @@ def test_padding_changes_nothing(dispatch: str, combine: str, left: bool, x: Ten
 def test_slots_beyond_the_last_token_are_empty_and_more_tokens_than_slots_are_refused(x: Tensor) -> None:
     layer = make_layer("identity", "identity")
     plan = plan_of(layer, x[:, :4])
-    assert torch.equal(plan.dispatch_GLS, torch.eye(4, L, dtype=x.dtype).expand(2, 4, L))
+    assert torch.equal(plan.dispatch_GLS, torch.eye(4, N * P, dtype=x.dtype).expand(2, 4, N * P))
     assert torch.equal(plan.combine_GLS, plan.dispatch_GLS)
     with pytest.raises(ConfigError, match="6 slots for 7 tokens; raise slots_per_expert"):
         layer(torch.zeros(1, 7, DIM, dtype=torch.float64))

@@ -35,8 +35,8 @@ class Account:
         router_params, expert_params: parts of the total.
         tokens: tokens of one example, an encoder's and a decoder's together.
         flops_per_token: of the forward pass; a multiplication and an addition are two.
-        train_flops_per_token: three times that of a forward pass in training, four times when activations are
-            recomputed, and what losses compute.
+        train_flops_per_token: three times that of a forward pass in training, once more that of the blocks when these
+            are recomputed, and what losses compute.
         memory_bytes: ``weights``, ``gradients``, ``adamw`` (two moments), by the dtypes of the parameters.
     """
 
@@ -56,13 +56,13 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
     Attention is counted in full, as torch counts it, whether or not it is causal.
 
     Args:
-        recompute: activation checkpointing repeats the forward pass in training.
+        recompute: activation checkpointing repeats the forward pass of each block in training.
 
     Raises:
         ConfigError: an expert kind or router does not declare its cost, or the model cannot run on fake tensors.
     """
     layers = [layer for _, layer in moe_layers(model)]
-    flops, shapes, tokens = _dense_flops(model, layers, seq_len)
+    flops, outside, shapes, tokens = _dense_flops(model, layers, seq_len)
     calls = [(layer, *call) for layer in layers for call in shapes[layer.index]]
     more = sum(rows * _more_in_training(layer, dim, length) for layer, rows, dim, length in calls)
     flops += sum(rows * _layer_flops(layer, dim, length) for layer, rows, dim, length in calls)
@@ -77,7 +77,7 @@ def account(model: nn.Module, seq_len: int = 128, *, recompute: bool = False) ->
         expert_params=sum(count_parameters(layer.experts) for layer in layers),
         tokens=tokens,
         flops_per_token=flops / tokens,
-        train_flops_per_token=((4 if recompute else 3) * (flops + more) + losses) / tokens,
+        train_flops_per_token=(3 * (flops + more) + recompute * (flops + more - outside) + losses) / tokens,
         memory_bytes={"weights": sum(sizes), "gradients": sum(trained), "adamw": 2 * sum(trained)},
     )
 
@@ -147,8 +147,10 @@ def _loss_flops(layer: MoELayer) -> float:
     return sum(loss.training_flops(layer.router, layer.experts) for loss in layer.losses if loss.coefficient > 0)
 
 
-def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tuple[float, _Shapes, int]:
-    """FLOPs outside the MoE layers, what reaches each of these, and tokens of the example."""
+def _dense_flops(
+    model: nn.Module, layers: list[MoELayer], seq_len: int
+) -> tuple[float, float, _Shapes, int]:
+    """FLOPs without the MoE layers, those outside blocks, what reaches the layers, and tokens of the example."""
     device = next(model.parameters()).device
     shapes: _Shapes = {layer.index: [] for layer in layers}
 
@@ -173,7 +175,20 @@ def _dense_flops(model: nn.Module, layers: list[MoELayer], seq_len: int) -> tupl
         raise ConfigError(
             f"cannot account for {type(model).__name__} at seq_len={seq_len}: {' '.join(str(error).split())[:200]}"
         ) from None
-    return float(counter.get_total_flops()), shapes, tokens if tokens is not None else sum(blocks)
+    total, counts = float(counter.get_total_flops()), counter.get_flop_counts()
+    inside = sum(sum(counts.get(f"{type(model).__name__}.{path}", {}).values()) for path in _recomputed(model))
+    return total, total - inside, shapes, tokens if tokens is not None else sum(blocks)
+
+
+def _recomputed(model: nn.Module) -> list[str]:
+    """Paths of the blocks that activation checkpointing repeats, none inside another."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: list[str] = []
+    for path, module in model.named_modules():  # a block before what is in it
+        if isinstance(module, GradientCheckpointingLayer) and not any(path.startswith(f"{p}.") for p in found):
+            found.append(path)
+    return found
 
 
 def example(model: Any, seq_len: int, device: torch.device) -> tuple[dict[str, Tensor], int | None]:
