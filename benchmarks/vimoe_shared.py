@@ -98,13 +98,8 @@ def of_seed(
             options = {"num_experts": asked.experts, "shared": shared, "granularity": asked.granularity}
             libmoe.moeify(model, "vimoe", options=options, where=f"last:{layers}", init="copy", seed=seed)
         train(model, asked.steps, seed + 1000, lr=1e-3)
-        yield {
-            "seed": seed,
-            "layers": layers,
-            "shared": shared,
-            "accuracy": 100 * accuracy(model),
-            "before": 100 * before,
-        }
+        found = {"accuracy": 100 * accuracy(model), "before": 100 * before}
+        yield {"seed": seed, "layers": layers, "shared": shared, **found}
 
 
 def build(seed: int) -> Any:

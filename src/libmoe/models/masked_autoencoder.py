@@ -60,7 +60,8 @@ def complete(module: nn.Module, std: float) -> None:
         if isinstance(token, nn.Parameter):
             nn.init.normal_(token, std=std)
     projection = child(module, "patch_embeddings.projection")
-    if projection is not None:  # as a linear map of a patch's pixels: beside positions, they would be faint otherwise
+    if projection is not None:
+        # As a linear map of a patch's pixels, which would be faint beside positions otherwise.
         nn.init.xavier_uniform_(projection.weight.flatten(1))
 
 
