@@ -87,7 +87,11 @@ def sizes_of(dense: Path) -> Solve:
     return solve
 
 
-@pytest.fixture(params=[name for name in SUITES if name != "quickstart"])
+# Sizes of 75 entries are solved for half a minute; the same rule holds for the others in seconds.
+LONG = {"libmoe-lm-mini": [pytest.mark.slow]}
+
+
+@pytest.fixture(params=[pytest.param(n, marks=LONG.get(n, [])) for n in SUITES if n != "quickstart"])
 def sized(request: pytest.FixtureRequest, sizes_of: Solve) -> Sizes:
     return sizes_of(request.param)
 
