@@ -20,7 +20,8 @@ COMMANDS = sorted(typer.main.get_group(app).commands)
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    # Typer reads TERMINAL_WIDTH once, when it first draws help: maybe in a test that wanted another width.
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
 
 
 def test_all_commands_are_listed(libmoe: Libmoe) -> None:
