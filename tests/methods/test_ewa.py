@@ -208,7 +208,7 @@ def test_what_cannot_become_one_ffn_is_refused() -> None:
     with pytest.raises(ConfigError, match="without a shared part"):
         average_experts(shared)
     narrow = moeify(build_backbone(config), "smoe", options={"num_experts": N, "expert_hidden": 8})
-    with pytest.raises(ConfigError, match="another form or width than the dense FFN's 48"):
+    with pytest.raises(ConfigError, match="cannot take the place of the dense FFN's 48"):
         average_experts(narrow)
     with pytest.raises(ConfigError, match="cannot average UnionExperts"):
         draw_together(UnionExperts([FFNExperts(2, D, 8), ZeroExperts(1)]), 0.5)

@@ -19,7 +19,7 @@ from libmoe.core.errors import ConfigError
 from libmoe.layers import moe_layers
 from libmoe.methods.moce import set_centroids
 from libmoe.models import account, extract_group, image_features, load, load_any, save, to_plain
-from libmoe.models.masked_autoencoder import sincos_positions, unmasked
+from libmoe.models.masked_autoencoder import unmasked
 from libmoe.models.receipt import count_parameters
 from libmoe.routers.clustering import nearest_cluster, vote
 
@@ -89,17 +89,17 @@ def chosen(model: Any, images: Tensor, cluster: Tensor) -> dict[int, Tensor]:
 # -- the dense autoencoder --------------------------------------------------------------------------------
 
 
-def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
-    table = sincos_positions(3, 8)
-    assert table.shape == (10, 8) and not table[0].any()
-    for row in range(3):
-        for column in range(3):
-            waves = [
-                f(place * w) for place in (column, row) for f in (math.sin, math.cos) for w in (1.0, 1e-2)
-            ]
-            torch.testing.assert_close(table[1 + 3 * row + column], torch.tensor(waves))
-    with pytest.raises(ConfigError, match="positions of width 6"):
-        sincos_positions(3, 6)
+def test_positions_are_sines_and_cosines_of_column_and_row(example: ModuleType) -> None:
+    model, grid = example.autoencoder(), math.isqrt(PATCHES)
+    for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
+        table = model.get_parameter(name)[0]
+        quarter = table.shape[1] // 4
+        assert not table[0].any(), "the class token's"
+        for row in range(grid):
+            for column in range(grid):
+                angles = [[place * 10_000 ** (-i / quarter) for i in range(quarter)] for place in (column, row)]
+                waves = [f(angle) for along in angles for f in (math.sin, math.cos) for angle in along]
+                torch.testing.assert_close(table[1 + grid * row + column], torch.tensor(waves), rtol=1e-5, atol=1e-5)
 
 
 def test_a_drawn_autoencoder_tells_patches_apart_and_is_drawn_again_alike(example: ModuleType) -> None:
@@ -246,7 +246,7 @@ def test_what_has_no_place_in_the_architecture_is_refused(example: ModuleType, i
         ConfigError, match=r"vit\.layers\.1\.mlp is an MoE layer; ViTMAEForPreTraining has no place"
     ):
         to_plain(model)
-    with pytest.raises(ConfigError, match="a network of 192 gelu units where the architecture has 96 gelu"):
+    with pytest.raises(ConfigError, match="192 gelu units cannot take the place of the dense FFN's 96 gelu"):
         to_plain(extract_group(model, 0).model)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
         image_features(strong(example), images, "maen")  # type: ignore[arg-type]

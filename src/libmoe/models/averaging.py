@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from libmoe.core.errors import ConfigError
-from libmoe.experts import FFN, Experts
+from libmoe.experts import Experts
 from libmoe.layers import MoELayer
-from libmoe.models.detect import FoundFFN, find_ffns
-from libmoe.models.forms import weight_OI
+from libmoe.models.plain import with_ffns
 
 
 @torch.no_grad()
@@ -37,38 +35,13 @@ def average_experts(model: Any) -> nn.Module:
         ConfigError: LibMoE did not put the MoE layers in, or they have experts of another form than the dense FFN, a
             shared part, or edits of the model beside them.
     """
-    from transformers.initialization import no_init_weights
-
     record = getattr(model, "libmoe", None)
     if record is None or record.edits or not record.sites:
         raise ConfigError(f"{type(model).__name__} is not a model whose FFNs, and nothing else, became MoE layers")
-    config = copy.deepcopy(model.config)
-    del config.libmoe
-    with no_init_weights():
-        dense = cast("Any", type(model))._from_config(config, dtype=model.dtype).to(model.device)
-    found = {ffn.path: ffn for ffn in find_ffns(dense)}
-    layers = {site.path: model.get_submodule(site.layer) for site in record.sites}
-    inside = tuple(f"{site.layer}." for site in record.sites)
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith(inside)}
-    dense.load_state_dict(state, strict=False)
-    dense.tie_weights()  # without initialisation nothing is tied
-    for path, layer in layers.items():
+    means = {}
+    for site in record.sites:
+        layer = model.get_submodule(site.layer)
         if not isinstance(layer, MoELayer) or layer.shared is not None:
-            raise ConfigError(f"{path}: only plain layers of experts, without a shared part, can become one FFN")
-        _write(found[path], mean_expert(layer.experts))
-    return dense.train(model.training)
-
-
-def _write(place: FoundFFN, ffn: nn.Module) -> None:
-    """Copy ``ffn`` into the model's own linears."""
-    width, bias = place.hidden, place.bias
-    if not isinstance(ffn, FFN) or ffn.w_out.shape[1] != width or ffn.gated != place.form.gated:
-        raise ConfigError(f"{place.path}: experts have another form or width than the dense FFN's {width}")
-    *ins, out = place.linears
-    rows = [len(weight_OI(linear)) for linear in ins]
-    for linear, weight in zip([*ins, out], [*ffn.w_in.split(rows), ffn.w_out], strict=True):
-        weight_OI(linear).copy_(weight)
-    if bias and ffn.b_in is not None and ffn.b_out is not None:
-        for linear, vector in zip([*ins, out], [*ffn.b_in.split(rows), ffn.b_out], strict=True):
-            if linear.bias is not None:
-                linear.bias.copy_(vector)
+            raise ConfigError(f"{site.path}: only plain layers of experts, without a shared part, can become one FFN")
+        means[site.path] = mean_expert(layer.experts)
+    return with_ffns(model, means)

@@ -146,6 +146,36 @@ class FoundFFN:
         return ffn
 
     @torch.no_grad()
+    def write(self, ffn: nn.Module) -> None:
+        """Copy the weights of ``ffn`` into the model's own linears; the inverse of :meth:`read`.
+
+        Raises:
+            ConfigError: it has another form, width or activation, or biases that the linears lack.
+        """
+        *ins, out = self.linears
+        rows = [weight_OI(linear).shape[0] for linear in ins]
+        wanted = (sum(rows), self.dim), tuple(weight_OI(out).shape)
+        if (
+            not isinstance(ffn, FFN)
+            or (tuple(ffn.w_in.shape), tuple(ffn.w_out.shape)) != wanted
+            or (ffn.gated, ffn.activation) != (self.form.gated, self.activation)
+        ):
+            given = f"{ffn.w_out.shape[1]} {ffn.activation} units" if isinstance(ffn, FFN) else type(ffn).__name__
+            raise ConfigError(
+                f"{self.path}: {given} cannot take the place of the dense FFN's {self.hidden} {self.activation} units; "
+                "only an expert of its form and width can"
+            )
+        weights, biases = [*ffn.w_in.split(rows), ffn.w_out], [None] * len(self.linears)
+        if ffn.b_in is not None:
+            biases = [*ffn.b_in.split(rows), ffn.b_out]
+        for linear, weight, bias in zip(self.linears, weights, biases, strict=True):
+            weight_OI(linear).copy_(weight)
+            if linear.bias is not None:
+                linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
+            elif bias is not None and bias.any():
+                raise ConfigError(f"{self.path}: a linear of the model has no bias, and what takes its place has one")
+
+    @torch.no_grad()
     def dense(self, x_TD: Tensor) -> Tensor:
         """What the model's own FFN computes for ``x_TD [T, D]`` without dropout."""
         if self.is_whole:

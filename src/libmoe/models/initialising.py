@@ -26,7 +26,10 @@ def initialise(model: Any, seed: int, inside: str = "") -> None:
             visit(child, f"{name}.{child_name}", owner)
         with seeded(seed, "backbone", name):
             owner._init_weights(module)  # after its children's, as some architectures rescale theirs
-            complete(module, getattr(owner.config, "initializer_range", 0.02))
+            complete(module)
 
-    visit(model.get_submodule(inside), f".{inside}" if inside else "", model)
+    root = model.get_submodule(inside)
+    for module in root.modules():  # what transformers took note of when it drew them: some would not be drawn again
+        module.__dict__.pop("_is_hf_initialized", None)
+    visit(root, f".{inside}" if inside else "", model)
     model.tie_weights()

@@ -1,23 +1,22 @@
-"""Back to the architecture's own modules: our feed-forward networks as the linears that stood in their place."""
+"""Back to the architecture's own modules: feed-forward networks as the linears that they once were."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.experts import FFN
 from libmoe.layers import moe_layers
-from libmoe.models.detect import FoundFFN, find_ffns
-from libmoe.models.forms import weight_OI
+from libmoe.models.detect import find_ffns
 from libmoe.models.no_init import without_init
 
 
 def to_plain(model: Any) -> Any:
-    """The same model of the same class without a module of ours, in evaluation mode; ``model`` stays as it is.
+    """The same model of the same class without a module of ours; ``model`` stays as it is.
 
     What :func:`libmoe.models.extracting.extract_group` cuts out becomes by it a folder that transformers loads
     (``save_pretrained``).
@@ -31,47 +30,41 @@ def to_plain(model: Any) -> Any:
     left = next(iter(moe_layers(model)), None)
     if left is not None:
         raise ConfigError(f"{left[0]} is an MoE layer; {type(model).__name__} has no place for one")
+    plain = _drawn(model)
+    modules = {found.path: model.get_submodule(found.layer_path) for found in find_ffns(plain)}
+    return _filled(plain, model, {path: ffn for path, ffn in modules.items() if isinstance(ffn, FFN)})
+
+
+def with_ffns(model: Any, ffns: Mapping[str, nn.Module]) -> Any:
+    """A model of the same class with ``ffns``, by the path of what they replace, and all else as in ``model``.
+
+    Raises:
+        ConfigError: the model was changed in more than these, or one of them does not fit its place.
+    """
+    return _filled(_drawn(model), model, ffns)
+
+
+def _drawn(model: Any) -> Any:
+    """A dense model of the architecture of ``model``; its weights mean nothing."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop("libmoe", None)
     with without_init():
-        plain = type(model)._from_config(copy.deepcopy(model.config)).to(model.device, model.dtype)
-    tensors = model.state_dict()
-    for found in find_ffns(plain):
-        ffn = model.get_submodule(found.layer_path)
-        if isinstance(ffn, FFN):
-            tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{found.layer_path}.")}
-            tensors |= as_linears(found, ffn)
-    foreign = sorted(plain.state_dict().keys() ^ tensors.keys())
+        return type(model)._from_config(config, dtype=model.dtype).to(model.device)
+
+
+def _filled(plain: Any, model: Any, ffns: Mapping[str, nn.Module]) -> Any:
+    """Give ``plain`` the weights of ``model``, and ``ffns`` in the places of what they replaced."""
+    places = [found for found in find_ffns(plain) if found.path in ffns]
+    written = {id(p) for place in places for linear in place.linears for p in linear.parameters()}
+    names = {name for name, p in plain.named_parameters(remove_duplicate=False) if id(p) in written}
+    inside = tuple(f"{place.layer_path}." for place in places)
+    tensors = {name: t for name, t in model.state_dict().items() if not name.startswith(inside)}
+    foreign = sorted((plain.state_dict().keys() - names) ^ tensors.keys())
     if foreign:
         raise ConfigError(
             f"{foreign[0]}: {type(model).__name__} was changed in more than its feed-forward networks"
         )
-    plain.load_state_dict(tensors)
-    return plain.eval()
-
-
-@torch.no_grad()
-def as_linears(found: FoundFFN, ffn: FFN) -> dict[str, torch.Tensor]:
-    """``ffn`` as tensors of the linears of ``found``, by their names in the model; the inverse of ``found.read()``.
-
-    Raises:
-        ConfigError: widths differ, or ``ffn`` has biases that the linears lack.
-    """
-    *ins, out = found.linears
-    rows = [weight_OI(linear).shape[0] for linear in ins]
-    wanted = (sum(rows), found.dim), tuple(weight_OI(out).shape)
-    if (tuple(ffn.w_in.shape), tuple(ffn.w_out.shape)) != wanted or ffn.activation != found.activation:
-        raise ConfigError(
-            f"{found.path} holds a network of {ffn.w_out.shape[1]} {ffn.activation} units where the architecture has "
-            f"{found.hidden} {found.activation}; keep one expert, as wide as the dense network"
-        )
-    weights = [*ffn.w_in.split(rows), ffn.w_out]
-    biases = [None] * len(found.linears) if ffn.b_in is None else [*ffn.b_in.split(rows), ffn.b_out]
-    tensors = {}
-    names = [f"{found.path}.{name}" for name in (*found.form.inputs, found.form.output)]
-    for name, linear, weight, bias in zip(names, found.linears, weights, biases, strict=True):
-        transposed = not isinstance(linear, nn.Linear)
-        tensors[f"{name}.weight"] = weight.t() if transposed else weight
-        if linear.bias is not None:
-            tensors[f"{name}.bias"] = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        elif bias is not None:
-            raise ConfigError(f"{name} has no bias, and the network in its place has one")
-    return tensors
+    plain.load_state_dict(tensors, strict=False)
+    for place in places:
+        place.write(ffns[place.path])
+    return plain.train(model.training)
