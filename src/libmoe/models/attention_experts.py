@@ -13,8 +13,8 @@ from libmoe.core.registry import Info
 from libmoe.experts.linear import LinearExperts
 from libmoe.layers import MoELayer, moe_layers, put
 from libmoe.models.forms import child, is_linear, sizes, weight_OI
-from libmoe.models.record import EDITS, describe, make_edit
-from libmoe.models.replacing import moeify
+from libmoe.models.record import EDITS
+from libmoe.models.replacing import edit_model
 from libmoe.models.where import Where, select
 from libmoe.routers.modality_static import ModalityStaticRouter
 
@@ -94,17 +94,13 @@ def add_attention_experts(
     Raises:
         ConfigError: no attention of a known form at these places, or one that has experts already.
     """
-    if not hasattr(model, "libmoe"):
-        moeify(model, "dense")
-    record = model.libmoe
     options: dict[str, Any] = {"num_experts": num_experts, "key": key, "missing": missing}
     if where is not None:
         options["where"] = where
     else:
-        options["sites"] = [site.path for site in record.sites]
-    record.edits.append(make_edit(model, "attention-experts", options))
-    model.config.libmoe = describe(model)
-    return model
+        record: Any = getattr(model, "libmoe", None)
+        options["sites"] = [site.path for site in record.sites] if record is not None else []
+    return edit_model(model, "attention-experts", options)
 
 
 @EDITS.register(Info("attention-experts", "projections of attention become experts by modality"))
@@ -125,7 +121,7 @@ def _edit(
     if paths is None:
         paths = [path for found in choose_attentions(model, sites, where) for path in found.linears]
     if first is None:
-        first = max([len(sites), *(layer.index + 1 for _, layer in moe_layers(model))])
+        first = next_index(model, sites)
     layers = []
     for index, path in enumerate(paths, start=first):
         linear = model.get_submodule(path)
@@ -135,6 +131,11 @@ def _edit(
     put(model, dict(zip(paths, layers, strict=True)))
     options = {"num_experts": num_experts, "key": key, "missing": missing}
     return {**options, "paths": list(paths), "first": first}
+
+
+def next_index(model: nn.Module, sites: Sequence[str]) -> int:
+    """The index of the first MoE layer after those that there are, and those about to take the place of ``sites``."""
+    return max([len(sites), *(layer.index + 1 for _, layer in moe_layers(model))])
 
 
 def choose_attentions(model: nn.Module, sites: Sequence[str] = (), where: Where | None = None) -> list[FoundAttention]:

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from libmoe.core.errors import ConfigError
 from libmoe.core.registry import Info
-from libmoe.core.seeding import seeded
 from libmoe.layers import put
 from libmoe.layers.binary_attention import BinaryLinearAttention, Mean
 from libmoe.models.attention_experts import choose_attentions
 from libmoe.models.forms import sizes
-from libmoe.models.record import EDITS, describe, make_edit, match_tensors
-from libmoe.models.replacing import moeify
+from libmoe.models.record import EDITS, match_tensors
+from libmoe.models.replacing import edit_model
 from libmoe.models.where import Where
 
 KIND = "binary-attention"
@@ -68,14 +67,7 @@ def add_binary_attention(
     Raises:
         ConfigError: attention that is causal, rotates positions, shares keys among heads, or has another form.
     """
-    if not hasattr(model, "libmoe"):
-        moeify(model, "dense")
-    with seeded(seed, KIND):
-        edit = make_edit(model, KIND, {"kernel": kernel, "mean": mean, "where": where})
-    record: Any = model.libmoe
-    record.edits.append(edit)
-    model.config.libmoe = describe(model)
-    return model
+    return edit_model(model, KIND, {"kernel": kernel, "mean": mean, "where": where}, seed)
 
 
 @EDITS.register(

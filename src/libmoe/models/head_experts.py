@@ -11,13 +11,12 @@ from torch import nn
 from libmoe.core.config import to_dict
 from libmoe.core.errors import ConfigError
 from libmoe.core.registry import Info
-from libmoe.core.seeding import seeded
-from libmoe.layers import moe_layers, put
+from libmoe.layers import put
 from libmoe.methods import Method, create
-from libmoe.models.attention_experts import choose_attentions
+from libmoe.models.attention_experts import choose_attentions, next_index
 from libmoe.models.grouped_heads import GroupedHeads, HeadAttention
-from libmoe.models.record import EDITS, Init, describe, make_edit, registered_name
-from libmoe.models.replacing import moeify
+from libmoe.models.record import EDITS, Init, registered_name
+from libmoe.models.replacing import edit_model, resolve
 from libmoe.models.where import Where
 
 KIND = "head-experts"
@@ -54,19 +53,9 @@ def add_head_experts(
         ConfigError: an unknown method, option or place, attention of another form, heads that cannot be divided like
             this, or a method that does not choose among experts by token.
     """
-    if isinstance(method, str):
-        method = create(method, options)
-    elif options:
-        raise ConfigError("options belong to a method given by name; this one is built already")
+    method = resolve(method, options)
     values = {"method": registered_name(method), "options": to_dict(method), "heads": heads, "init": init}
-    if not hasattr(model, "libmoe"):
-        moeify(model, "dense")
-    with seeded(seed, KIND):
-        edit = make_edit(model, KIND, {**values, "where": where})
-    record: Any = model.libmoe
-    record.edits.append(edit)
-    model.config.libmoe = describe(model)
-    return model
+    return edit_model(model, KIND, {**values, "where": where}, seed)
 
 
 @EDITS.register(Info(KIND, "heads of attention become experts that share keys and values", paper=36))
@@ -95,7 +84,7 @@ def _edit(
         seed = int(torch.randint(2**62, (1,), device="cpu"))
         paths = [found.path for found in choose_attentions(model, sites, where)]
     if first is None:
-        first = max([len(sites), *(layer.index + 1 for _, layer in moe_layers(model))])
+        first = next_index(model, sites)
     layers = []
     for index, path in enumerate(paths):
         dense = GroupedHeads(path, model.get_submodule(path))

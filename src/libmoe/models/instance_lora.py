@@ -9,8 +9,8 @@ from torch import nn
 
 from libmoe.core.config import build, to_dict
 from libmoe.core.registry import Info
-from libmoe.models.record import EDITS, describe, make_edit
-from libmoe.models.replacing import moeify
+from libmoe.models.record import EDITS
+from libmoe.models.replacing import edit_model
 from libmoe.peft.adapting import KIND, InstanceLoRA, adapted, add_instance_lora
 
 
@@ -22,12 +22,7 @@ def adapt(model: nn.Module, config: InstanceLoRA | None = None, *, seed: int | N
     Raises:
         ConfigError: as there.
     """
-    if not hasattr(model, "libmoe"):
-        moeify(model, "dense")
-    options = {"config": to_dict(config or InstanceLoRA()), "seed": seed}
-    model.libmoe.edits.append(make_edit(model, KIND, options))
-    model.config.libmoe = describe(model)
-    return model
+    return edit_model(model, KIND, {"config": to_dict(config or InstanceLoRA()), "seed": seed})
 
 
 @EDITS.register(Info(KIND, "LoRA experts that one gate chooses by instruction", paper=116))

@@ -21,6 +21,7 @@ from libmoe.models.record import (
     PlacedSite,
     attach,
     build_layer,
+    describe,
     make_edit,
     match_tensors,
     registered_name,
@@ -59,7 +60,7 @@ def moeify(
         ConfigError: unknown method, option or place; a model without FFNs or with other experts already; experts that
             cannot be copies of the dense FFN.
     """
-    method = _resolve(method, options)
+    method = resolve(method, options)
     if init not in ("scratch", "copy"):
         raise ConfigError(f"init={init!r} is unknown; choose 'scratch' or 'copy'")
     if getattr(model.config, "chunk_size_feed_forward", 0):
@@ -105,6 +106,26 @@ def moeify(
     return model
 
 
+def edit_model(model: nn.Module, kind: str, options: Mapping[str, Any], seed: int | None = None) -> nn.Module:
+    """Change ``model``, dense or with experts, in a way of :data:`libmoe.models.record.EDITS`, and remember it.
+
+    The model is saved and loaded like any other of LibMoE, and the change made again with it.
+
+    Args:
+        seed: base seed of what is drawn.
+
+    Raises:
+        ConfigError: a model that cannot be changed in this way.
+    """
+    if not hasattr(model, "libmoe"):
+        moeify(model, "dense")
+    record: Any = model.libmoe
+    with seeded(seed, kind):
+        record.edits.append(make_edit(model, kind, options))
+    model.config.libmoe = describe(model)
+    return model
+
+
 def _check_same(record: Moeified, name: str, method: Method, where: Where) -> None:
     """Raises ConfigError where a model's MoE layers are not those that are asked for."""
     wanted = {"name": name, "options": to_dict(method), "where": where}
@@ -116,7 +137,8 @@ def _check_same(record: Moeified, name: str, method: Method, where: Where) -> No
             )
 
 
-def _resolve(method: str | Method, options: Mapping[str, Any] | None) -> Method:
+def resolve(method: str | Method, options: Mapping[str, Any] | None) -> Method:
+    """A method given by name and options, or built already."""
     if isinstance(method, str):
         return create(method, options)
     if options:
