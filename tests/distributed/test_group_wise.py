@@ -9,10 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from exchanged import CASES, WIDTH, counts, find, inputs, leave, received, returned, rows, weights
+from exchanged import (
+    CASES,
+    WIDTH,
+    assert_exchanged,
+    counts,
+    inputs,
+    leave,
+    received,
+    returned,
+    rows,
+    weights,
+    with_sizes,
+)
 from libmoe.core.errors import ConfigError
 from libmoe.distributed import Topology, Traffic, exchange, group_exchange
-from two_ranks import in_ranks
 
 SIZES = {4: (2,), 6: (2, 3)}  # ranks: ranks of a tensor-parallel group, each of which is a node
 GRIDS = [(size, tensor) for size, tensors in SIZES.items() for tensor in tensors]
@@ -71,12 +82,7 @@ def work(rank: int, folder: Path, size: int) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    found = {}
-    for size in SIZES:
-        folder = tmp_path_factory.mktemp("group")
-        in_ranks(size, work, folder, size, seconds=120)
-        found[size] = find(folder, "group", size)
-    return found
+    return with_sizes(SIZES, work, "group", tmp_path_factory)
 
 
 @pytest.mark.distributed
@@ -87,13 +93,7 @@ def test_every_rank_receives_what_the_flat_exchange_brings_and_returns_its_gradi
 ) -> None:
     count_WW, name = table(case, size // tensor), f"{tensor}/{case}"
     for rank, (found, _) in enumerate(ranks[size]):
-        group = rank // tensor
-        assert torch.equal(found[f"{name}/y"], found[f"{name}/flat"])
-        assert torch.equal(found[f"{name}/grad"], found[f"{name}/flat grad"])
-        assert torch.equal(found[f"{name}/y"], received(inputs(count_WW), count_WW, group))
-        assert torch.equal(found[f"{name}/grad"], returned(weights(count_WW), count_WW, group))
-        assert torch.equal(found[f"{name}/received"], count_WW[:, group])
-        assert torch.equal(found[f"{name}/back"], inputs(count_WW)[group])
+        assert_exchanged(found, name, (f"{name}/flat", f"{name}/flat grad"), count_WW, rank // tensor)
 
 
 @pytest.mark.distributed

@@ -12,10 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from exchanged import CASES, counts, find, inputs, leave, received, returned, rows, weights
+from exchanged import (
+    CASES,
+    assert_exchanged,
+    counts,
+    inputs,
+    leave,
+    received,
+    rows,
+    weights,
+    with_sizes,
+)
 from libmoe.core.errors import ConfigError
 from libmoe.distributed import Topology, Traffic, exchange, hierarchical_exchange, two_hop_exchange
-from two_ranks import in_ranks
 
 ORDERS = ("inter_first", "intra_first", "leader")
 SIZES = {4: (1, 4, 2), 6: (2, 3)}  # ranks: ranks per node
@@ -90,12 +99,7 @@ def parts(size: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    found = {}
-    for size in SIZES:
-        folder = tmp_path_factory.mktemp("hops")
-        in_ranks(size, work, folder, size, seconds=120)
-        found[size] = find(folder, "hops", size)
-    return found
+    return with_sizes(SIZES, work, "hops", tmp_path_factory)
 
 
 def per_rank(ranks: Any, size: int, name: str, what: str) -> Tensor:
@@ -112,11 +116,7 @@ def test_it_equals_the_flat_exchange_exactly_forward_and_backward(
     for case in CASES:
         count_WW, name = counts(case, size), f"{per_node}/{order}/{case}"
         for rank, (found, _) in enumerate(ranks[size]):
-            assert torch.equal(found[f"{name}/y"], found[f"flat/{case}/y"])
-            assert torch.equal(found[f"{name}/grad"], found[f"flat/{case}/grad"])
-            assert torch.equal(found[f"{name}/y"], received(inputs(count_WW), count_WW, rank))
-            assert torch.equal(found[f"{name}/grad"], returned(weights(count_WW), count_WW, rank))
-            assert torch.equal(found[f"{name}/received"], count_WW[:, rank])
+            assert_exchanged(found, name, (f"flat/{case}/y", f"flat/{case}/grad"), count_WW, rank)
 
 
 @pytest.mark.distributed

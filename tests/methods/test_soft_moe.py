@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from libmoe.core import context
 from libmoe.core.context import ForwardContext
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SoftPlan
 from libmoe.core.site import Site
 from libmoe.core.statistics import StepStatistics
 from libmoe.experts import ModuleExperts
 from libmoe.layers.moe import MoELayer
 from libmoe.methods import METHODS, create
+from soft_plans import plan_of
 
 DIM, N, P = 8, 4, 2
 
@@ -34,12 +34,6 @@ def make_layer(experts: list[nn.Module] | None = None, **options: object) -> MoE
     if experts is not None:
         layer.experts = ModuleExperts(experts)
     return layer.double().eval()
-
-
-def plan_of(layer: MoELayer, x: Tensor, mask: Tensor | None = None) -> SoftPlan:
-    inputs = {} if mask is None else {"attention_mask": mask}
-    ctx = ForwardContext(inputs).layer(0, tuple(x.shape[:2]), layer.training)
-    return layer.route(x.flatten(0, 1), ctx).plan
 
 
 @pytest.fixture

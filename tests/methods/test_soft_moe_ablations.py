@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from libmoe.core import context
 from libmoe.core.context import ForwardContext
 from libmoe.core.errors import ConfigError
-from libmoe.core.plan import SoftPlan
 from libmoe.core.site import Site
 from libmoe.experts import ModuleExperts
 from libmoe.layers.moe import MoELayer
 from libmoe.methods import create
 from libmoe.testing import check_method, check_router
+from soft_plans import plan_of
 
 DIM, L, N, P = 8, 5, 3, 2
 ABLATIONS = [("uniform", "uniform"), ("uniform", "soft"), ("soft", "uniform")]
@@ -25,12 +25,6 @@ ABLATIONS = [("uniform", "uniform"), ("uniform", "soft"), ("soft", "uniform")]
 def make_layer(dispatch: Any = "soft", combine: Any = "soft", **options: Any) -> MoELayer:
     given = {"num_experts": N, "slots_per_expert": P, "dispatch": dispatch, "combine": combine} | options
     return create("soft-moe", given).build_layer(Site(DIM, 16, init_std=0.5)).double().eval()
-
-
-def plan_of(layer: MoELayer, x: Tensor, mask: Tensor | None = None) -> SoftPlan:
-    inputs = {} if mask is None else {"attention_mask": mask}
-    ctx = ForwardContext(inputs).layer(0, tuple(x.shape[:2]), layer.training)
-    return layer.route(x.flatten(0, 1), ctx).plan
 
 
 @pytest.fixture

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from two_ranks import in_ranks
 
 CASES = ("even", "uneven", "one receiver", "silent rank", "nothing")
 WIDTH = 3
@@ -71,3 +74,30 @@ def find(folder: Path, name: str, size: int) -> list[tuple[dict[str, Tensor], di
         )
         for r in range(size)
     ]
+
+
+def with_sizes(
+    sizes: Iterable[int], work: Callable[..., None], name: str, folders: pytest.TempPathFactory
+) -> dict[int, list[tuple[dict[str, Tensor], dict[str, Any]]]]:
+    """By number of processes, what ``work(rank, folder, size)`` left in each of them."""
+    found = {}
+    for size in sizes:
+        folder = folders.mktemp(name)
+        in_ranks(size, work, folder, size, seconds=120)
+        found[size] = find(folder, name, size)
+    return found
+
+
+def assert_exchanged(
+    found: dict[str, Tensor], name: str, flat: tuple[str, str], count_WW: Tensor, rank: int
+) -> None:
+    """Rows, gradient and counts of ``name`` are bit by bit those of the flat exchange, and those that they must be.
+
+    ``flat``: what the rows and the gradient of the flat exchange are called.
+    """
+    rows, grad = found[f"{name}/y"], found[f"{name}/grad"]
+    assert torch.equal(rows, found[flat[0]]) and torch.equal(grad, found[flat[1]])
+    assert torch.equal(rows, received(inputs(count_WW), count_WW, rank))
+    assert torch.equal(grad, returned(weights(count_WW), count_WW, rank))
+    assert torch.equal(found[f"{name}/received"], count_WW[:, rank])
+    assert torch.equal(found[f"{name}/back"], inputs(count_WW)[rank])
