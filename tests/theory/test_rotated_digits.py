@@ -14,12 +14,12 @@ from torch import Tensor
 
 from libmoe.core.errors import ConfigError
 from libmoe.theory.digits import digits, halves
+from libmoe.theory.mixture_of_clusters import fit
 from libmoe.theory.rotated_digits import (
     FilterNet,
     claims,
     draw,
     experiment,
-    fit,
     linear,
     mixture,
     turned,

@@ -50,6 +50,12 @@ class MoALayer(MoELayer):
         attending = _Attending(self.experts, attention)
         return self.run(hidden_states, lambda x_TD, routing: attending.execute(x_TD, routing.plan))
 
+    def run_given(self, hidden_states: Tensor, *given: Any) -> None:
+        """Attention, with the heads of one expert for each token."""
+        (attention,) = given
+        tokens = hidden_states.shape[:-1].numel()
+        attention(hidden_states.new_zeros(tokens, self.experts.heads, self.experts.head_dim))
+
 
 @dataclass
 class _Attending:

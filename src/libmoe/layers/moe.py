@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,9 @@ class MoELayer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.run(hidden_states, self.execute)
+
+    def run_given(self, hidden_states: Tensor, *given: Any) -> None:
+        """Run what ``forward`` is given besides hidden states and is no part of the layer; here nothing is."""
 
     def run(self, hidden_states: Tensor, execute: Callable[[Tensor, Routing], Tensor]) -> Tensor:
         """Route ``[..., D]``, let ``execute(x_TD, routing)`` compute ``y_TD``, and attach the losses to it."""

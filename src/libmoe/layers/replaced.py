@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from libmoe.layers.moa import MoALayer
 from libmoe.layers.moe import MoELayer
 
 
@@ -27,13 +26,11 @@ def replaced_forward(
 ) -> Iterator[None]:
     """While the block runs, each of ``layers`` returns ``forward(layer, hidden_states)``: ``[..., D] -> [..., D]``.
 
-    Attention that is given to a layer is no part of it; it then runs with the heads of one expert for each token.
+    What layers are given besides is no part of them and runs (:meth:`~libmoe.layers.moe.MoELayer.run_given`).
     """
 
     def call(layer: MoELayer, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if isinstance(layer, MoALayer):
-            heads, dim = layer.experts.heads, layer.experts.head_dim
-            args[0](hidden_states.new_zeros(hidden_states.shape[:-1].numel(), heads, dim))
+        layer.run_given(hidden_states, *args)
         return forward(layer, hidden_states)
 
     for layer in layers:

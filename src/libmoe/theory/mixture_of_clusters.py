@@ -50,21 +50,39 @@ def mixture(dim: int, experts: int, filters: int, power: int, noise: float = 1.0
     return MoELayer(router, ModuleExperts(PatchSum(dim, filters, power) for _ in range(experts)))
 
 
-def fit(layer: MoELayer, x: Tensor, y: Tensor, steps: int, *, lr: float = 1e-3, router_lr: float = 0.1) -> None:
-    """Full-batch training: normalised steps of experts, plain gradient descent of the router, logistic loss."""
+def fit(
+    layer: MoELayer,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    *,
+    lr: float = 1e-3,
+    router_lr: float = 0.1,
+    batch: int | None = None,
+    last: float = 1.0,
+) -> None:
+    """Normalised steps of experts and plain gradient descent of the router, on the logistic loss.
+
+    Args:
+        batch: samples of a step, drawn at random; ``None`` takes all, as published.
+        last: rates fall along a line to this share of what they were.
+    """
     # The paper's router reads the sum of P patches, ours the mean: the same steps at P^2 times the rate.
     groups = [
         {"params": list(layer.experts.parameters()), "lr": lr},
         {"params": list(layer.router.parameters()), "lr": router_lr * x.shape[1] ** 2},
     ]
     optimizer = torch.optim.SGD(groups)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, steps)
     normalise, info = NormalisedExpertGradient(), StepInfo(layer, optimizer)
     layer.train()
     for _ in range(steps):
+        rows = slice(None) if batch is None else torch.randint(len(x), (batch,))
         optimizer.zero_grad()
-        F.cross_entropy(layer(x).sum(1), y).backward()
+        F.cross_entropy(layer(x[rows]).sum(1), y[rows]).backward()
         normalise.after_backward(info)
         optimizer.step()
+        schedule.step()
 
 
 @torch.no_grad()

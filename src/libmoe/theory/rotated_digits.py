@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libmoe.analysis.metrics.information import dispatch_entropy
-from libmoe.controllers import StepInfo
-from libmoe.controllers.normalised_gradient import NormalisedExpertGradient
 from libmoe.core.seeding import seeded
 from libmoe.core.site import Site
 from libmoe.experts import ModuleExperts
@@ -30,7 +28,7 @@ from libmoe.layers import MoELayer
 from libmoe.methods import create
 from libmoe.theory.claim import Claim, claim
 from libmoe.theory.digits import digits, halves
-from libmoe.theory.mixture_of_clusters import dispatched, routed
+from libmoe.theory.mixture_of_clusters import dispatched, fit, routed
 
 TURN, MARGIN = 30.0, 2
 """Degrees between the two kinds, and empty pixels around a digit so that none is cut off."""
@@ -81,27 +79,6 @@ def mixture(experts: int, filters: int, noise: float = 1.0) -> MoELayer:
     return MoELayer(router, ModuleExperts(FilterNet(filters) for _ in range(experts)))
 
 
-def fit(
-    layer: MoELayer, x: Tensor, y: Tensor, steps: int, lr: float, router_lr: float, batch: int = 100
-) -> None:
-    """Normalised steps of experts and plain ones of the router, as published, with rates that fall to nothing."""
-    groups = [
-        {"params": list(layer.experts.parameters()), "lr": lr},
-        {"params": list(layer.router.parameters()), "lr": router_lr},
-    ]
-    optimizer = torch.optim.SGD(groups)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
-    normalise, info = NormalisedExpertGradient(), StepInfo(layer, optimizer)
-    layer.train()
-    for _ in range(steps):
-        rows = torch.randint(len(x), (batch,))
-        optimizer.zero_grad()
-        F.cross_entropy(layer(x[rows]).squeeze(1), y[rows]).backward()
-        normalise.after_backward(info)
-        optimizer.step()
-        schedule.step()
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Of one network on new digits.
@@ -134,7 +111,7 @@ def experiment(
     (x, y, _), (new, answer, digit) = draw(seed, count)
     with seeded(seed, 0, "rotated digits"):
         layer = mixture(experts, filters)
-        fit(layer, x, y, steps, lr, router_lr)
+        fit(layer, x, y, steps, lr=lr, router_lr=router_lr, batch=100, last=0.02)
     score, expert = routed(layer, new)
     return Outcome(
         float((score.argmax(1) == answer).float().mean()),
