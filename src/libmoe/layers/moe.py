@@ -123,7 +123,7 @@ def _stay_between_graphs() -> None:
     loads change.  Done with the first layer and not where the class is, for the compiler takes a second to import.
     """
     reason = "MoE layers run between compiled graphs: how many tokens an expert gets depends on the data"
-    setattr(MoELayer, "run", between_graphs(MoELayer.run, reason))  # noqa: B010
+    MoELayer.run = between_graphs(MoELayer.run, reason)  # type: ignore[method-assign]
 
 
 def moe_layers(model: nn.Module) -> Iterable[tuple[str, MoELayer]]:
