@@ -36,5 +36,6 @@ def _rank(rank: int, size: int, work: Callable[..., None], folder: Path, args: t
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    dist.barrier()  # a rank that is done at once would hang up on one that still connects
     work(rank, folder, *args)
     dist.destroy_process_group()
