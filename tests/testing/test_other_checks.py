@@ -18,6 +18,7 @@ from libmoe.core.routing import Routing
 from libmoe.experts import FFN, CopyExperts, FFNExperts, ModuleExperts
 from libmoe.losses import BalanceLoss, Loss, ZLoss
 from libmoe.methods import METHODS, register_method
+from libmoe.methods.expert_choice import ExpertChoice
 from libmoe.methods.smoe import SMoE
 from libmoe.testing import ContractError, check_experts, check_loss, check_method
 
@@ -277,8 +278,30 @@ def test_broken_methods_are_named(registered: Any, method: type, message: str) -
 
 def test_false_declarations_of_a_method_are_named(registered: Any) -> None:
     registered(SMoE, causal=False)
-    with pytest.raises(ContractError, match="declares causal=False but no leak found"):
+    with pytest.raises(ContractError, match="declares causal=False but no router of it does"):
         check_method("test-method")
+
+
+def test_a_method_that_hides_what_its_router_declares_is_named(registered: Any) -> None:
+    class Secretive(ExpertChoice):
+        pass
+
+    registered(Secretive)
+    with pytest.raises(ContractError, match="a router declares causal=False, and the method does not"):
+        check_method("test-method")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("expert-choice", {"eval_policy": "token"}),
+        ("expert-choice", {"eval_policy": "predictor", "jitter": 0.1}),
+        ("soft-moe", {"dispatch": "identity", "combine": "identity", "slots_per_expert": 8}),
+    ],
+)
+def test_options_that_end_a_leak_pass_the_checks(name: str, options: dict[str, Any]) -> None:
+    """The first two look ahead in training alone, the last not at all."""
+    assert check_method(name, options)
 
 
 def test_options_reach_the_method() -> None:

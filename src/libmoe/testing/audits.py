@@ -85,8 +85,8 @@ class Batch:
 class Auditor:
     """Runs one model on changed batches and looks for the first token whose routing differs."""
 
-    def __init__(self, target: Target, dim: int, side: Side) -> None:
-        self.model = Stack(as_layers(target, dim)).double().eval()
+    def __init__(self, target: Target, dim: int, side: Side, training: bool = False) -> None:
+        self.model = Stack(as_layers(target, dim)).double().train(training)
         shake(self.model)
         self.dim, self.side, self.tolerance = dim, side, TOLERANCE
 
@@ -105,7 +105,8 @@ class Auditor:
                 {k: v[rows] for k, v in self.side(3).items()} if rows is not None else dict(self.side(size))
             )
 
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # in training, chance falls the same way for batches of the same shape
             y_BLD, plans = run(self.model, batch.x_BLD, side, **batch.inputs())
         shape = y_BLD.shape[:2]
         seen = {
@@ -125,8 +126,9 @@ class Auditor:
             changes = {
                 "were replaced": batch.put(Batch.random(3, length - cut, self.dim), every, later),
                 "became copies of token 0": batch.put(batch.at(every, slice(0, 1)), every, later),
-                "were cut off": batch.at(every, slice(0, cut)),
             }
+            if not self.model.training:
+                changes["were cut off"] = batch.at(every, slice(0, cut))
             for how, changed in changes.items():
                 yield from self._compare(
                     before, self.observe(changed), slice(0, cut), f"tokens {cut}..{length - 1} {how}"
@@ -189,3 +191,16 @@ def audit(target: Target, *, dim: int = 16, side: Side = default_side) -> AuditR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Auditor(target, dim, side).report()
+
+
+def sees_the_future_in_training(target: Target, *, dim: int = 16, side: Side = default_side) -> str | None:
+    """How a token depends on later ones in training, whatever is done about that when it serves.
+
+    Later tokens are replaced but never taken away: with another number of tokens chance falls differently.
+
+    Args:
+        target, dim, side: see :func:`audit`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return next(Auditor(target, dim, side, training=True).leaks_from_the_future(), None)
