@@ -16,7 +16,7 @@ import pytest
 
 from libmoe.core.errors import CheckpointError, ConfigError
 from libmoe.train import train
-from libmoe.train.checkpoint import list_steps
+from libmoe.train.checkpoint import list_steps, verify
 from libmoe.train.recipe import Recipe
 
 Make = Callable[..., Recipe]
@@ -123,6 +123,23 @@ def test_resuming_from_a_named_checkpoint_repeats_what_came_after(recipe: Make, 
     assert weights(tmp_path) == final
     with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000003' in .*; nearest: 'step-0000000"):
         train(keep, tmp_path, resume="step-00000003", quiet=True)
+
+
+def test_older_checkpoints_may_keep_the_model_alone(recipe: Make, tmp_path: Path) -> None:
+    whole, lean = tmp_path / "whole", tmp_path / "lean"
+    train(recipe("train.keep_checkpoints=9"), whole, quiet=True)
+    keep = recipe("train.keep_checkpoints=9", "train.keep_optimizers=1")
+    train(keep, lean, quiet=True)
+    files = {p.parent.name: p.read_bytes() for p in (whole / "checkpoints").glob("*/model.safetensors")}
+    assert files == {p.parent.name: p.read_bytes() for p in (lean / "checkpoints").glob("*/model.safetensors")}
+    assert [p.parent.name for p in (lean / "checkpoints").glob("*/optimizer.safetensors")] == ["step-00000006"]
+    for step in list_steps(lean / "checkpoints"):
+        verify(lean / "checkpoints" / f"step-{step:08d}")
+    (lean / "result.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step-00000002 keeps the model alone .* one of step-00000006"):
+        train(keep, lean, resume="step-00000002", quiet=True)
+    train(keep, lean, quiet=True)
+    assert weights(lean) == weights(whole)
 
 
 def test_a_damaged_checkpoint_is_named_with_the_one_before_it(recipe: Make, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 A checkpoint is the folder ``step-00000100`` with ``model.safetensors``, ``optimizer.safetensors``,
 ``trainer.json`` and ``manifest.json`` (size and SHA-256 of the others).  It is written under a temporary name and
 renamed when everything has reached the disk, so whatever carries the final name is whole.  Tensors are stored
-unsharded under the model's own names: a run may resume with another number of processes.
+unsharded under the model's own names: a run may resume with another number of processes.  An older checkpoint may
+keep the model alone, to be evaluated but not resumed from.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from libmoe.core.files import digest, read_json, write_json
 from libmoe.train.files import move_folder, remove_folder
 
 FORMAT = 1
+OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -73,7 +75,7 @@ def save(
     try:
         for file, tensors in (
             ("model.safetensors", model_tensors(model)),
-            ("optimizer.safetensors", optimizer_tensors(model, optimizer)),
+            (OPTIMIZER, optimizer_tensors(model, optimizer)),
         ):
             whole = gathered(tensors, is_main)
             if is_main:
@@ -126,17 +128,23 @@ def verify(checkpoint: Path) -> None:
 
 def _way_out(checkpoint: Path) -> str:
     match = _NAME.fullmatch(checkpoint.name)
-    earlier = [s for s in list_steps(checkpoint.parent) if match and s < int(match[1])]
+    steps = list_steps(checkpoint.parent)
+    earlier = [s for s in steps if match and s < int(match[1]) and _resumable(checkpoint.parent / name_of(s))]
     if earlier:
         return f"resume from the one before it with --resume {name_of(earlier[-1])}"
     return "there is no earlier checkpoint; start anew with --overwrite"
+
+
+def _resumable(checkpoint: Path) -> bool:
+    return OPTIMIZER in (read_json(checkpoint / "manifest.json") or {})
 
 
 def find(folder: Path, resume: str) -> Path | None:
     """The checkpoint to resume from, verified: the newest for ``auto`` (``None`` without any), else the named one.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, or there is one and ``resume`` is ``never``.
+        CheckpointError: there is no such checkpoint, it is damaged or keeps the model alone, or there is one and
+            ``resume`` is ``never``.
     """
     steps = list_steps(folder)
     if resume == "never" and steps:
@@ -153,6 +161,11 @@ def find(folder: Path, resume: str) -> Path | None:
             have = f"nearest: {nearest(name, names)!r} of {', '.join(names)}" if names else "there are none"
             raise CheckpointError(f"no checkpoint {resume!r} in {folder}; {have}")
     verify(folder / name)
+    if not _resumable(folder / name):
+        have = ", ".join(name_of(s) for s in steps if _resumable(folder / name_of(s)))
+        raise CheckpointError(
+            f"checkpoint {folder / name} keeps the model alone (train.keep_optimizers); resume from one of {have}"
+        )
     return folder / name
 
 
@@ -194,7 +207,7 @@ def restore_model(checkpoint: Path, model: nn.Module) -> None:
 def restore_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Fill the optimiser's state of the parameters it trains; parameters without stored state start fresh."""
     parameters = dict(model.named_parameters())
-    with safe_open(checkpoint / "optimizer.safetensors", framework="pt") as file:
+    with safe_open(checkpoint / OPTIMIZER, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
             kind, _, name = key.partition(":")
             if name not in parameters:
@@ -225,11 +238,22 @@ def _fill(tensor: Tensor, value: Tensor, where: str) -> None:
     tensor.detach().copy_(value)
 
 
-def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the one of step ``best``."""
+def prune(folder: Path, keep: int, best: int | None, resumable: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the one of step ``best``.
+
+    Of these, only the newest ``resumable`` keep the optimiser's state; ``None`` for all.
+    """
     for step in list_steps(folder)[:-keep]:
         if step != best:
             remove_folder(folder / name_of(step))
+    for step in list_steps(folder)[:-resumable] if resumable else []:
+        checkpoint = folder / name_of(step)
+        if _resumable(checkpoint):
+            manifest = read_json(checkpoint / "manifest.json") or {}
+            manifest.pop(OPTIMIZER)
+            # The file goes last: what the manifest no longer lists is not asked for.
+            write_json(checkpoint / "manifest.json", manifest)
+        (checkpoint / OPTIMIZER).unlink(missing_ok=True)
 
 
 def drop_after(folder: Path, step: int) -> None:

@@ -162,7 +162,9 @@ def _loop(session: Session, run: RunFolder, evaluate: Evaluate | None, progress:
                 state.metrics_bytes, state.timing_bytes = logs.sync()
                 session.save(run.checkpoints)
                 if world.is_main:
-                    checkpoint.prune(run.checkpoints, cfg.keep_checkpoints, state.best_step)
+                    checkpoint.prune(
+                        run.checkpoints, cfg.keep_checkpoints, state.best_step, cfg.keep_optimizers
+                    )
             if stop and not last:
                 progress.say(
                     f"stopped after step {state.step} and saved; run the same command again to resume"

@@ -151,6 +151,8 @@ class TrainConfig:
         log_every, eval_every, save_every: in steps; ``None`` evaluates or saves only at the end.  Evaluation takes
             the function that :func:`libmoe.train.train` is given.
         keep_checkpoints: how many checkpoints to keep, besides the one with the best evaluation.
+        keep_optimizers: how many of the newest can be resumed from; older ones keep the model alone, a third of
+            the size, for studies of how a run went.  ``None`` for all.
         exact_counts: with gradient accumulation, count the load of the whole batch in a first pass without
             gradients for losses that balance over it.
         trackers: any of ``tensorboard``, ``wandb``, ``mlflow``.
@@ -181,6 +183,7 @@ class TrainConfig:
     eval_every: int | None = None
     save_every: int | None = 100
     keep_checkpoints: int = 2
+    keep_optimizers: int | None = None
     exact_counts: bool = True
     trackers: list[str] = field(default_factory=list)
     threads: int | None = None
@@ -199,6 +202,7 @@ class TrainConfig:
             "log_every",
             "eval_every",
             "save_every",
+            "keep_optimizers",
             "threads",
         ):
             _at_least(f"train.{name}", getattr(self, name), 1)

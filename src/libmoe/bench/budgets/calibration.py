@@ -29,7 +29,7 @@ _NO_MATTER = {
     "data": ("unique_tokens",),
     "train": (
         "steps", "warmup_steps", "schedule", "lr", "min_lr_ratio", "decay_fraction", "log_every", "eval_every",
-        "save_every", "keep_checkpoints", "trackers",
+        "save_every", "keep_checkpoints", "keep_optimizers", "trackers",
     ),
 }  # fmt: skip
 """Keys of a recipe that change no step: names, seed, evaluation and the length of the run."""
