@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from libmoe.report import summarise
 from libmoe.report.bars import load_bars, load_scale
+from libmoe.report.forest import forest
 from libmoe.report.numbers import binary_bytes, count, duration, interval, percent, si, signed
 from libmoe.report.pictures import PAINTERS, figures
 from libmoe.report.svg import decades, fit, spread, ticks
@@ -70,6 +72,14 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     if len(found) > 1:
         mantissa = f"{found[1] - found[0]:e}"[:3]
         assert mantissa in ("1.0", "2.0", "5.0")
+
+
+def test_small_differences_have_an_axis_that_tells_them_apart(grid_dir: Path) -> None:
+    methods = [m for m in summarise(grid_dir)["methods"] if m["difference"]]
+    for method in methods:
+        method["difference"] |= {"mean": 0.0, "low": -0.014, "high": 0.015}
+    labels = re.findall(r'class="tick"[^>]*>([^<]*)<', str(forest(methods, 800)))
+    assert "−0.005" in labels and "+0.015" in labels and len(set(labels)) == len(labels) >= 5
 
 
 def test_decades_hold_round_numbers_of_a_logarithmic_axis() -> None:

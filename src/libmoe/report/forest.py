@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from libmoe.report.markup import Markup, el
 from libmoe.report.naming import Method
-from libmoe.report.numbers import signed
-from libmoe.report.svg import GLYPH, canvas, fit, line, look, name_of, text, ticks
+from libmoe.report.svg import GLYPH, canvas, fit, line, look, name_of, text, tick_text, ticks
 from libmoe.report.words import change
 
 
@@ -34,7 +33,8 @@ def forest(methods: Sequence[Method], width: int) -> Markup:
         # Words stand between the bars of a narrow picture, so its lines run beside the bars only.
         ends = [(y - 11, y + 11) for y in centres] if narrow else [(top, bottom + 4)]
         parts += [line(at(tick), y1, at(tick), y2, "zero" if zero else "grid") for y1, y2 in ends]
-        parts.append(text(at(tick), bottom + 18, "0" if zero else f"{signed(tick, 2)}", "tick", "middle"))
+        sign = "" if zero or tick < 0 else "+"
+        parts.append(text(at(tick), bottom + 18, sign + tick_text(tick), "tick", "middle"))
     for y, method in zip(centres, methods, strict=True):
         d, words = method["difference"], change(method)
         label_y, room = (y - 14, width - 26 - GLYPH * len(words)) if narrow else (y + 4, left - 28)
