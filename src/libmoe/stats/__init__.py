@@ -19,7 +19,7 @@ from libmoe.stats.power import detectable_difference
 from libmoe.stats.ranks import Rank, RankStability, rank_stability
 from libmoe.stats.resolution import Detectable, Variability, variability
 from libmoe.stats.runs import Runs, Units, common_runs, largest_block
-from libmoe.stats.seeds import Scatter, pooled_scatter
+from libmoe.stats.seeds import Scatter, means_over_seeds, pooled_scatter
 from libmoe.stats.sequential import Look, SequentialPlan
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "friedman",
     "holm",
     "largest_block",
+    "means_over_seeds",
     "nemenyi_difference",
     "paired",
     "paired_average",

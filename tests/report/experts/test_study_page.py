@@ -67,8 +67,8 @@ def test_what_was_found_leads_the_page_and_its_section(studied: dict[str, Any], 
         anchor = f"study-{study['name']}-study"
         assert f'<a href="#{anchor}">{study["name"].capitalize()}</a>' in header  # in the navigation
         section = body[body.index(f'id="{anchor}"') :].partition("</section>")[0]
+        assert study["found"][0] in header
         for sentence in study["found"]:
-            assert sentence in header
             assert section.index(sentence) < section.index(study["text"])
 
 

@@ -11,7 +11,7 @@ from libmoe.analysis.studies.contrast import Measure, Pair, at_the_end, common_s
 from libmoe.analysis.studies.differing import differing
 from libmoe.analysis.studies.figures import Study, Table, drawn, table, table_of
 from libmoe.analysis.studies.holding import held, values_of
-from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, interval, labels, over_steps, seeds
+from libmoe.analysis.studies.runs import Run, bits_per_byte, curves, intervals, labels, over_steps, seeds
 from libmoe.analysis.studies.words import by_label, listing, told
 from libmoe.core.errors import DataError
 
@@ -103,8 +103,16 @@ def _beginning(runs: Sequence[Run], fact: str) -> str:
 def _first(runs: Sequence[Run], fact: str) -> Table:
     """Balance at the first checkpoint, one row for each label and measure."""
     rows = []
-    for label, same in seeds(runs, labels(fact)).items():
-        for name, measure in MEASURES.items():
-            found = interval([over_steps(run, measure)[run.series.steps[0]] for run in same])
-            rows.append((label, same[0].series.steps[0], name, *found))
+    by_label = seeds(runs, labels(fact))
+    found = {
+        name: intervals(
+            {
+                label: [over_steps(run, measure)[run.series.steps[0]] for run in same]
+                for label, same in by_label.items()
+            }
+        )
+        for name, measure in MEASURES.items()
+    }
+    for label, same in by_label.items():
+        rows += [(label, same[0].series.steps[0], name, *found[name][label]) for name in MEASURES]
     return table(("label", "step", "measure", "value", "low", "high"), rows)

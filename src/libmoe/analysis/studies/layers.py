@@ -10,7 +10,7 @@ from libmoe.analysis.metrics.information import explained, profiles
 from libmoe.analysis.studies.figures import Figure, Study, drawn, heat, table_of
 from libmoe.analysis.studies.runs import Run, curves, seeds
 from libmoe.analysis.studies.subtasks import groups
-from libmoe.analysis.studies.words import Seen, listing, percent, seen, told
+from libmoe.analysis.studies.words import listing, percent, seen, told
 
 
 def study(runs: Sequence[Run], column: str = "domain") -> Study:
@@ -58,18 +58,21 @@ def _heats(run: Run, column: str, title: str) -> list[Figure]:
 
 def _found(runs: Sequence[Run], column: str) -> list[str]:
     """In which layer the column explains most, of all labels and by label."""
-    best: list[tuple[int, Seen]] = []
+    values: dict[str, list[float]] = {}
+    places: dict[str, int] = {}
     for label, same in seeds(runs).items():
-        values = [_explained(run, column) for run in same]
+        of_seeds = [_explained(run, column) for run in same]
         by_layer = {
-            layer: seen(label, [of_seed[layer] for of_seed in values])
-            for layer in values[0]
-            if all(np.isfinite(of_seed.get(layer, np.nan)) for of_seed in values)
+            layer: [of_seed[layer] for of_seed in of_seeds]
+            for layer in of_seeds[0]
+            if all(np.isfinite(of_seed.get(layer, np.nan)) for of_seed in of_seeds)
         }
         if by_layer:
-            best.append(max(by_layer.items(), key=lambda item: item[1].value))
-    if not best:
+            places[label] = max(by_layer, key=lambda layer: float(np.mean(by_layer[layer])))
+            values[label] = by_layer[places[label]]
+    if not values:
         return ["Every layer uses a single expert, so that there is no choice to explain."]
+    best = [(places[label], one) for label, one in seen(values).items()]
     layer, most = max(best, key=lambda item: item[1].value)
     said = [
         f"The {column} explains most in layer {layer} of {most.label}: {told(most, percent)} of the choice of expert."

@@ -68,7 +68,7 @@ def _overall(all_runs: Sequence[Lost]) -> str:
     by_label: dict[str, list[float]] = {}
     for one in all_runs:
         by_label.setdefault(one.label, []).append(one.loss)
-    mean = max((seen(label, losses) for label, losses in by_label.items()), key=lambda one: one.value)
+    mean = max(seen(by_label).values(), key=lambda one: one.value)
     over_seeds = (
         f", the largest mean over seeds that of {mean.label}, {told(mean)}" if math.isfinite(mean.low) else ""
     )

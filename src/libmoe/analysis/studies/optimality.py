@@ -7,7 +7,7 @@ The best-ranked expert of every token is hidden from selection, so that the next
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,15 +105,30 @@ def _points(run: Run) -> dict[str, float]:
     return {name: float(sum(losses) / sum(found["kept"]) - 1) for name, losses in found["hidden"].items()}
 
 
-def _over_seeds(label: str, measured: Sequence[Table]) -> dict[str, Seen]:
-    """By condition the gap over seeds; of a single seed that over documents."""
-    if len(measured) == 1:
-        ends = ([math.nan if end is None else end for end in measured[0][name]] for name in ("low", "high"))
-        rows = zip(measured[0]["layer"], measured[0]["gap"], *ends)
-        return {name: Seen(named(label), gap, low, high, gap, gap) for name, gap, low, high in rows}
-    of_seeds = [dict(zip(found["layer"], found["gap"])) for found in measured]
-    names = [name for name in of_seeds[0] if all(name in found for found in of_seeds)]
-    return {name: seen(label, [found[name] for found in of_seeds]) for name in names}
+def _over_documents(label: str, measured: Table) -> dict[str, Seen]:
+    """By condition the gap of a single seed."""
+    ends = ([math.nan if end is None else end for end in measured[name]] for name in ("low", "high"))
+    rows = zip(measured["layer"], measured["gap"], *ends)
+    return {name: Seen(named(label), gap, low, high, gap, gap) for name, gap, low, high in rows}
+
+
+def _over_seeds(measured: Mapping[str, Sequence[Table]]) -> dict[str, dict[str, Seen]]:
+    """By label and condition the gap over seeds; of a single seed that over documents."""
+    found = {name: _over_documents(name, of[0]) if len(of) == 1 else {} for name, of in measured.items()}
+    of_seeds = {
+        name: [dict(zip(one["layer"], one["gap"])) for one in of]
+        for name, of in measured.items()
+        if len(of) > 1
+    }
+    for condition in dict.fromkeys(key for of in of_seeds.values() for key in of[0]):
+        values = {
+            name: [one[condition] for one in of]
+            for name, of in of_seeds.items()
+            if all(condition in one for one in of)
+        }
+        for name, one in seen(values).items():
+            found[name][condition] = one
+    return found
 
 
 def study(runs: Sequence[Run]) -> Study:
@@ -127,10 +142,10 @@ def study(runs: Sequence[Run]) -> Study:
         raise DataError("no run has the losses of the drop-top-1 test; measure them with hide_best first")
     single: list[Line] = []
     every: Table = {}
-    known: dict[str, dict[str, Seen]] = {}
+    known: dict[str, list[Table]] = {}
     for label, same in seeds(tested).items():
         measured = [gaps(run.facts["hidden"]) for run in same]
-        known[label] = _over_seeds(label, measured)
+        known[label] = measured
         for run, found in zip(same, measured):
             name = f"{label}, seed {run.seed}"
             single.append(line(name, found["layer"], found["gap"], found["low"], found["high"]))
@@ -144,7 +159,7 @@ def study(runs: Sequence[Run]) -> Study:
         "selection, in one MoE layer or in all. First figure: means over seeds, intervals over seeds; "
         "second: single runs, intervals over documents. Near 0: the ranking is worth little there; "
         "below 0: it is wrong.",
-        "found": ranking(known),
+        "found": ranking(_over_seeds(known)),
         "figures": [
             drawn("bars", "Relative gap, mean over seeds", "MoE layer", AXIS, means),
             drawn("bars", "Relative gap by run", "MoE layer", AXIS, single),

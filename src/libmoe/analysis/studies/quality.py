@@ -21,9 +21,11 @@ def study(runs: Sequence[Run]) -> Study:
     if not measured:
         raise DataError("no run has measured quality; evaluate its checkpoints first")
     series = {"bits per byte": curves(measured, bits_per_byte)}
+    unit = {"bits per byte": "bits per byte"}
     for kind in ("domains", "tasks"):
         names = dict.fromkeys(n for run in measured for q in run.quality.values() for n in getattr(q, kind))
         for name in names:
+            unit[name] = "bits per byte" if kind == "domains" else "score"
             series[name] = curves(measured, partial(named, kind=kind, name=name))
     return {
         "name": "quality",
@@ -33,7 +35,7 @@ def study(runs: Sequence[Run]) -> Study:
         "Lower bits per byte are better. The table says which checkpoint is best and how far the last "
         "one is behind it.",
         "found": losing(measured),
-        "figures": [drawn("lines", name, "step", name, lines) for name, lines in series.items()],
+        "figures": [drawn("lines", name, "step", unit[name], lines) for name, lines in series.items()],
         "tables": {"curves": table_of(series, "step"), "best": _best(measured)},
     }
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
+
 from libmoe.analysis.counts import LayerCounts
 from libmoe.analysis.series import Series
 from libmoe.analysis.studies.figures import Line, line
 from libmoe.core.errors import DataError
-from libmoe.stats import clustered_mean
+from libmoe.stats import means_over_seeds
 
 X = TypeVar("X", bound=Hashable)
 
@@ -103,27 +105,41 @@ def seeds(runs: Sequence[Run], label: Label | None = None) -> dict[str, list[Run
 def curves(
     runs: Sequence[Run], measure: Callable[[Run], Mapping[X, float]], label: Label | None = None
 ) -> list[Line]:
-    """For each label the mean of ``measure`` over seeds at each x, with Student's 95 % interval over seeds.
+    """For each label the mean of ``measure`` over seeds at each x, with 95 % intervals (:func:`intervals`).
 
     Places that a seed lacks (a checkpoint, a task) are left out; with a single seed there is no interval.
     """
-    found = []
-    for name, same in seeds(runs, label).items():
-        measured = [measure(run) for run in same]
-        xs = [x for x in measured[0] if all(x in values for values in measured)]
-        means = [interval([values[x] for values in measured]) for x in xs]
-        if means:
-            middle, low, high = (list(column) for column in zip(*means))
-            found.append(line(name, xs, middle, low, high))
+    measured = {name: [measure(run) for run in same] for name, same in seeds(runs, label).items()}
+    shared = {
+        name: [x for x in values[0] if all(x in of_seed for of_seed in values)]
+        for name, values in measured.items()
+    }
+    found = {
+        x: intervals(
+            {
+                name: [of_seed[x] for of_seed in values]
+                for name, values in measured.items()
+                if x in shared[name]
+            }
+        )
+        for x in dict.fromkeys(x for xs in shared.values() for x in xs)
+    }
+    return [line(name, xs, *zip(*(found[x][name] for x in xs))) for name, xs in shared.items() if xs]
+
+
+def intervals(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float, float]]:
+    """Mean over seeds and its 95 % interval for each label; few seeds share what they tell of scatter.
+
+    See :func:`libmoe.stats.means_over_seeds`; labels with different numbers of seeds are told apart.  The bounds are
+    NaN for a single seed, all is NaN where one value is.
+    """
+    found = dict.fromkeys(values, (math.nan, math.nan, math.nan))
+    finite = {name: of for name, of in values.items() if all(math.isfinite(value) for value in of)}
+    for size in {len(of) for of in finite.values()}:
+        names = [name for name, of in finite.items() if len(of) == size]
+        means = means_over_seeds(np.array([finite[name] for name in names], dtype=np.float64))
+        found |= {name: (mean.value, mean.low, mean.high) for name, mean in zip(names, means)}
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval over seeds; the bounds are NaN for a single one, all NaN where one is NaN."""
-    if not all(math.isfinite(value) for value in values):
-        return math.nan, math.nan, math.nan
-    mean = clustered_mean(values)
-    return mean.value, mean.low, mean.high
 
 
 def by_fact(runs: Iterable[Run], name: str, default: str = "") -> dict[str, list[Run]]:

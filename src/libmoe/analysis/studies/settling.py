@@ -44,9 +44,11 @@ def settling(runs: Sequence[Run]) -> tuple[Table, list[str]]:
 
     A run that passes at its last checkpoint only has not been seen to settle: it equals itself by definition.
     """
-    rows, found = [], []
+    rows = []
+    settled_at: dict[str, list[float]] = {}
+    steps: dict[str, float] = {}
     for label, same in seeds(runs).items():
-        shares = []
+        shares: list[float] = []
         for run in same:
             place = settled(run)
             if place is not None:
@@ -55,9 +57,12 @@ def settling(runs: Sequence[Run]) -> tuple[Table, list[str]]:
                     (label, run.seed, run.series.steps[place], shares[-1], place < len(run.series) - 1)
                 )
         if len(shares) == len(same):
-            one = seen(label, shares)
-            # A share of the data ends at 1; Student's t does not know that.
-            found.append((one._replace(low=max(one.low, 0.0), high=min(one.high, 1.0)), _step(same, shares)))
+            settled_at[label], steps[label] = shares, _step(same, shares)
+    # A share of the data ends at 1; Student's t does not know that.
+    found = [
+        (one._replace(low=max(one.low, 0.0), high=min(one.high, 1.0)), steps[label])
+        for label, one in seen(settled_at).items()
+    ]
     found.sort(key=lambda each: each[0].value)
     columns = ("label", "seed", "step", "share_of_data", "before_the_end")
     return table(columns, rows), _words(found)

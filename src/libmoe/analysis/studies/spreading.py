@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from libmoe.analysis.studies.runs import Run, seeds
-from libmoe.analysis.studies.words import Seen, poles, seen
+from libmoe.analysis.studies.words import named, poles, seen
 
 
 def spreading(runs: Sequence[Run], measure: Callable[[Run], Mapping[str, float]], what: str) -> list[str]:
@@ -19,7 +19,7 @@ def spreading(runs: Sequence[Run], measure: Callable[[Run], Mapping[str, float]]
         measure: a number by group; labels for which one of them is no number are left out.
         what: is measured; the sentence begins with it.
     """
-    spreads: list[Seen] = []
+    widths: dict[str, list[float]] = {}
     highest: dict[str, tuple[str, str]] = {}
     for label, same in seeds(runs).items():
         values = [measure(run) for run in same]
@@ -28,11 +28,11 @@ def spreading(runs: Sequence[Run], measure: Callable[[Run], Mapping[str, float]]
         if len(means) < 2 or not all(math.isfinite(mean) for mean in means.values()):
             continue
         top, bottom = max(groups, key=means.__getitem__), min(groups, key=means.__getitem__)
-        spreads.append(seen(label, [of_seed[top] - of_seed[bottom] for of_seed in values]))
-        highest[spreads[-1].label] = top, bottom
-    if not spreads:
+        widths[label] = [of_seed[top] - of_seed[bottom] for of_seed in values]
+        highest[named(label)] = top, bottom
+    if not widths:
         return []
-    spreads.sort(key=lambda one: one.value)
+    spreads = sorted(seen(widths).values(), key=lambda one: one.value)
     top, bottom = highest[spreads[-1].label]
     words = poles(spreads, f"varies most (from {bottom} up to {top})", "is most uniform")
     return [f"{what}, highest minus lowest: {words}"]

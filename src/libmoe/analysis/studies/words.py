@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from libmoe.analysis.studies.runs import Label, Run, interval, seeds
+from libmoe.analysis.studies.runs import Label, Run, intervals, seeds
 
 Form = Callable[[float], str]
 """How a number is written."""
@@ -29,15 +29,16 @@ def named(label: str) -> str:
     return f"{method} ({facts})" if comma else label
 
 
-def seen(label: str, values: Sequence[float]) -> Seen:
-    """Values by seed as one."""
-    return Seen(named(label), *interval(values), min(values), max(values))
+def seen(values: Mapping[str, Sequence[float]]) -> dict[str, Seen]:
+    """Each label's values by seed as one."""
+    found = intervals(values)
+    return {name: Seen(named(name), *found[name], min(of), max(of)) for name, of in values.items()}
 
 
 def by_label(runs: Sequence[Run], measure: Callable[[Run], float], label: Label | None = None) -> list[Seen]:
     """Each label's number, the least first; labels where it could not be measured are left out."""
-    found = [seen(name, [measure(run) for run in same]) for name, same in seeds(runs, label).items()]
-    return sorted((one for one in found if math.isfinite(one.value)), key=lambda one: one.value)
+    found = seen({name: [measure(run) for run in same] for name, same in seeds(runs, label).items()})
+    return sorted((one for one in found.values() if math.isfinite(one.value)), key=lambda one: one.value)
 
 
 def number(value: float) -> str:

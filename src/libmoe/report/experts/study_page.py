@@ -15,6 +15,7 @@ from libmoe.report.sections.frame import missing as nothing
 from libmoe.report.sections.frame import note, section
 from libmoe.report.shell import shell
 from libmoe.report.table import Cell, table
+from libmoe.stats.seeds import ENOUGH
 
 SCRIPTS = ("base.js", "heat.js", "lines.js")
 
@@ -53,7 +54,7 @@ def _header(
     name: str, studies: Sequence[Study], parts: Sequence[Section], runs: Sequence[Mapping[str, Any]]
 ) -> Markup:
     said = [
-        el("li", el("a", study["title"], href=f"#{part.name}"), ": ", " ".join(study.get("found", [])))
+        el("li", el("a", study["title"], href=f"#{part.name}"), ": ", study["found"][0])
         for study, part in zip(studies, parts, strict=True)
         if study.get("found")
     ]
@@ -71,9 +72,10 @@ def _scope(studies: Sequence[Study], runs: Sequence[Mapping[str, Any]]) -> str:
     methods = list(dict.fromkeys(str(run["method"]) for run in runs))
     seeds = {run["seed"] for run in runs}
     of = f" of {count(len(runs), 'run')}: {listing(methods)}, {count(len(seeds), 'seed')}" if runs else ""
+    shared = f"; fewer than {ENOUGH} seeds are helped by those of the other methods" if 1 < len(seeds) < ENOUGH else ""
     return (
         f"{capitalised(count(len(studies), 'study', 'studies'))}{of}. Brackets are 95 % intervals, over seeds unless a "
-        "study says otherwise."
+        f"study says otherwise{shared}."
     )
 
 
