@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from libmoe.report import summarise
+from libmoe.report import summarise, write_report
 from libmoe.report.values import number, numbers
 
 Spoil = Callable[..., Path]
@@ -238,3 +238,17 @@ def test_one_number_per_run_is_said_to_give_no_interval(tmp_path: Path) -> None:
     told = " ".join(summarise(tmp_path)["headline"])
     assert "Too little was saved for an interval: moe −0.100" in told
     assert "how uncertain the differences are is not known" in told
+
+
+def test_several_accuracies_have_a_mean_and_one_does_not(spoiled: Spoil) -> None:
+    def change(results: dict[str, Any]) -> None:
+        for row in results["rows"]:
+            one, two = {"acc": 0.5, "acc_stderr": 0.03}, {"acc": 0.25, "acc_stderr": 0.04}
+            row["tasks"] = {"one": one, "two": two} if row["method"] == "topk" else {"one": one, "two": {"loss": 1.0}}
+
+    folder = spoiled(change)
+    means = {method["method"]: method["task_mean"] for method in summarise(folder)["methods"]}
+    assert means.pop("topk") == pytest.approx({"acc": 0.375, "acc_stderr": 0.025, "tasks": 2})
+    assert set(means.values()) == {None}
+    page = write_report(folder).html.read_text(encoding="utf-8")
+    assert "Tasks, mean" in page and "37.5 %" in page

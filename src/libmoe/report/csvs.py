@@ -66,6 +66,7 @@ def _method(method: Mapping[str, Any]) -> dict[str, Any]:
         **{key: method[key] for key in scores},
         "seeds": len(method["seeds"]),
         **_found(method["difference"]),
+        **{f"task_mean_{key}": (method["task_mean"] or {}).get(key) for key in ("acc", "acc_stderr")},
         **tasks,
     }
 

@@ -137,7 +137,19 @@ def _method(grid: Grid, name: str) -> dict[str, Any]:
     for task in dict.fromkeys(task for row in rows for task in row.tasks):
         # Every seed answers the same items, so the standard error of the mean is not divided by their number.
         entry["tasks"][task] = _mean_items([row.tasks[task] for row in rows if task in row.tasks])
+    entry["task_mean"] = _task_mean(list(entry["tasks"].values()))
     return entry
+
+
+def _task_mean(tasks: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """The plain mean of several accuracies, and its standard error if all have theirs."""
+    scored = [task for task in tasks if "acc" in task]
+    if len(scored) < 2:
+        return None
+    found = {"acc": sum(task["acc"] for task in scored) / len(scored), "tasks": float(len(scored))}
+    if all("acc_stderr" in task for task in scored):
+        found["acc_stderr"] = math.sqrt(sum(task["acc_stderr"] ** 2 for task in scored)) / len(scored)
+    return found
 
 
 def _held_out(grid: Grid, evaluations: Evaluations) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def _methods(summary: Summary) -> Markup:
     ranked = [method for method in methods if method["causal"]]
     best = ranked[0]["method"] if len(ranked) > 1 else None
     tasks = list(dict.fromkeys(task for method in methods for task in method["tasks"]))
+    averaged = any(method["task_mean"] for method in methods)
     heads = [
         ("Method", ""),
         (
@@ -51,6 +52,7 @@ def _methods(summary: Summary) -> Markup:
             "Best ckpt",
             "bits per byte of the checkpoint that validation would choose, and its gain on the last one",
         ),
+        *([("Tasks, mean", "plain mean of the accuracies; ± one standard error")] if averaged else []),
         *[(task, f"accuracy{_chance_words(summary, task)}; ± one standard error") for task in tasks],
         ("Active", "parameters used for one token"),
         ("Total", "parameters in all"),
@@ -82,7 +84,8 @@ def _methods(summary: Summary) -> Markup:
             Cell(_verdict(method), VERDICTS[method["verdict"]]),
             Cell(", ".join(map(str, method["rank_by_seed"].values())) or MISSING, _mean_rank(method), "num"),
             _best(method),
-            *[_accuracy(summary, method, task) for task in tasks],
+            *([_accuracy(method["task_mean"])] if averaged else []),
+            *[_accuracy(method["tasks"].get(task), summary["chance"].get(task)) for task in tasks],
             *cost_cells(method, "active_params", "total_params", "flops_per_token", "train_flops"),
             *cost_cells(method, "tokens_per_second", "peak_memory_bytes"),
         ])  # fmt: skip
@@ -122,12 +125,11 @@ def _verdict(method: Method) -> Markup:
     return el("span", words, class_=f"verdict {method['verdict'].replace(' ', '-')}", title=title)
 
 
-def _accuracy(summary: Summary, method: Method, task: str) -> Cell:
-    result = method["tasks"].get(task)
+def _accuracy(result: dict[str, float] | None, chance: float | None = None) -> Cell:
     if not result or "acc" not in result:
         return Cell(MISSING, None, "num")
     error = el("small", f" ± {percent(result['acc_stderr'])}") if "acc_stderr" in result else ""
-    guess = near_chance(result, summary["chance"].get(task))
+    guess = near_chance(result, chance)
     note = el("small", "≈ chance", class_="badge") if guess else ""
     return Cell(
         join([percent(result["acc"]), error, " ", note]), result["acc"], "num faint" if guess else "num"
