@@ -23,6 +23,7 @@ from libmoe.analysis.studies import (
     saturation,
     subtasks,
 )
+from libmoe.analysis.studies.runs import intervals
 from study_runs import by_domain, constant, run_of, scored_trace, series_of, spread
 
 
@@ -208,3 +209,11 @@ def test_every_study_says_something_of_runs_that_have_it_all() -> None:
         assert all(
             said.endswith(".") and "nan" not in said.replace("nance", "") for said in study["found"]
         ), study["found"]
+
+
+def test_scatter_is_shared_between_methods_and_not_between_encoders() -> None:
+    calm = {f"{name}, calm": [1.0, 1.01] for name in "abc"}
+    wild = {f"{name}, wild": [1.0, 3.0] for name in "abc"}
+    found = intervals(calm | wild)
+    assert found["a, calm"] == intervals(calm)["a, calm"]
+    assert found["a, calm"][2] - found["a, calm"][1] < 0.2 and found["a, wild"][2] - found["a, wild"][1] > 2

@@ -130,14 +130,17 @@ def curves(
 def intervals(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float, float]]:
     """Mean over seeds and its 95 % interval for each label; few seeds share what they tell of scatter.
 
-    See :func:`libmoe.stats.means_over_seeds`; labels with different numbers of seeds are told apart.  The bounds are
-    NaN for a single seed, all is NaN where one value is.
+    See :func:`libmoe.stats.means_over_seeds`.  Methods share theirs with those that all other facts of the label are
+    the same for (another encoder may scatter in another way), and as many seeds.  The bounds are NaN for a single
+    seed, all is NaN where one value is.
     """
     found = dict.fromkeys(values, (math.nan, math.nan, math.nan))
-    finite = {name: of for name, of in values.items() if all(math.isfinite(value) for value in of)}
-    for size in {len(of) for of in finite.values()}:
-        names = [name for name, of in finite.items() if len(of) == size]
-        means = means_over_seeds(np.array([finite[name] for name in names], dtype=np.float64))
+    alike: dict[tuple[str, int], list[str]] = {}
+    for name, of in values.items():
+        if all(math.isfinite(value) for value in of):
+            alike.setdefault((name.partition(", ")[2], len(of)), []).append(name)
+    for names in alike.values():
+        means = means_over_seeds(np.array([values[name] for name in names], dtype=np.float64))
         found |= {name: (mean.value, mean.low, mean.high) for name, mean in zip(names, means)}
     return found
 

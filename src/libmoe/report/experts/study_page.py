@@ -72,7 +72,7 @@ def _scope(studies: Sequence[Study], runs: Sequence[Mapping[str, Any]]) -> str:
     methods = list(dict.fromkeys(str(run["method"]) for run in runs))
     seeds = {run["seed"] for run in runs}
     of = f" of {count(len(runs), 'run')}: {listing(methods)}, {count(len(seeds), 'seed')}" if runs else ""
-    shared = f"; of fewer than {ENOUGH} seeds they use the scatter of all methods" if 1 < len(seeds) < ENOUGH else ""
+    shared = f"; below {ENOUGH} seeds all methods share their scatter" if 1 < len(seeds) < ENOUGH else ""
     return (
         f"{capitalised(count(len(studies), 'study', 'studies'))}{of}. Brackets are 95 % intervals, over seeds unless a "
         f"study says otherwise{shared}."
