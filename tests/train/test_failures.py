@@ -180,6 +180,15 @@ def test_a_method_that_sees_the_future_is_noted(recipe: Make, tmp_path: Path, ca
     assert "not causal" in json.loads((tmp_path / "result.json").read_text())["notes"][0]
 
 
+def test_options_that_let_a_router_see_the_future_are_noted(recipe: Make, tmp_path: Path) -> None:
+    ds_moe = ("train.steps=3", "method.name=ds-moe", "method.options.balance=0")
+    changes = ["method.options.policy=threshold-top-k", "method.options.threshold=1.0"]
+    result = train(recipe(*ds_moe, *changes), tmp_path / "a", quiet=True)
+    assert not result.causal and "method 'ds-moe' is not causal" in result.notes[0]
+    plain = train(recipe(*ds_moe), tmp_path / "b", quiet=True)
+    assert plain.causal and not plain.notes
+
+
 def test_a_missing_tracker_is_named_before_training(recipe: Make, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"'wandb', which is not installed .* pip install 'libmoe\[wandb\]'"):

@@ -158,7 +158,9 @@ def _train_and_evaluate(spec: CellSpec) -> dict[str, Any]:
     evaluation = evaluate_run(spec.run_dir)
     cost, best = evaluation["cost"], evaluation["best"]
     measured = ("notes", "tokens", "tokens_per_second", "peak_memory_bytes", "train_seconds")
-    return _row(spec) | {key: result[key] for key in measured} | {
+    row = _row(spec)
+    return row | {key: result[key] for key in measured} | {
+        "causal": row["causal"] and result["causal"],
         "active_params": cost["active_params"],
         "total_params": cost["total_params"],
         "flops_per_token": cost["flops_per_token"],

@@ -136,7 +136,9 @@ def _way_out(checkpoint: Path) -> str:
 
 
 def _resumable(checkpoint: Path) -> bool:
-    return OPTIMIZER in (read_json(checkpoint / "manifest.json") or {})
+    """Not known to keep the model alone: what is damaged says nothing."""
+    manifest = read_json(checkpoint / "manifest.json")
+    return manifest is None or OPTIMIZER in manifest
 
 
 def find(folder: Path, resume: str) -> Path | None:
@@ -248,12 +250,12 @@ def prune(folder: Path, keep: int, best: int | None, resumable: int | None = Non
             remove_folder(folder / name_of(step))
     for step in list_steps(folder)[:-resumable] if resumable else []:
         checkpoint = folder / name_of(step)
-        if _resumable(checkpoint):
-            manifest = read_json(checkpoint / "manifest.json") or {}
-            manifest.pop(OPTIMIZER)
+        manifest = read_json(checkpoint / "manifest.json")
+        if manifest and manifest.pop(OPTIMIZER, None):
             # The file goes last: what the manifest no longer lists is not asked for.
             write_json(checkpoint / "manifest.json", manifest)
-        (checkpoint / OPTIMIZER).unlink(missing_ok=True)
+        if manifest:
+            (checkpoint / OPTIMIZER).unlink(missing_ok=True)
 
 
 def drop_after(folder: Path, step: int) -> None:

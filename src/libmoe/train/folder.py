@@ -41,6 +41,7 @@ class TrainResult:
         train_seconds: the time of that, over all sessions of the run; steps lost to a kill do not count.
         peak_memory_bytes: of this process and session, beyond what it held before the model was built.
         notes: what belongs beside the numbers.
+        causal: no router sees later tokens, as far as they declare it.
     """
 
     run_dir: Path
@@ -51,6 +52,7 @@ class TrainResult:
     peak_memory_bytes: int
     train_seconds: float
     notes: list[str] = field(default_factory=list)
+    causal: bool = True
 
 
 class RunFolder:

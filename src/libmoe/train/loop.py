@@ -21,6 +21,7 @@ from torch import nn
 from libmoe.core.config import to_dict
 from libmoe.core.errors import TrainingError
 from libmoe.core.plugins import loaded_plugins
+from libmoe.layers import moe_layers
 from libmoe.train import checkpoint, parallel, provenance
 from libmoe.train.files import disk_errors
 from libmoe.train.folder import RunFolder, TrainResult
@@ -28,7 +29,7 @@ from libmoe.train.logs import LOST, Logs
 from libmoe.train.metrics import auxiliary_losses, balance, short
 from libmoe.train.optim import set_learning_rate
 from libmoe.train.progress import Progress
-from libmoe.train.recipe import Recipe, TrainConfig, validate
+from libmoe.train.recipe import Recipe, TrainConfig, sees_the_future, validate
 from libmoe.train.schedule import learning_rate
 from libmoe.train.session import Session
 from libmoe.train.step import Batch, accumulate, count
@@ -81,6 +82,8 @@ def train(
                 return finished
             start = checkpoint.find(run.checkpoints, resume)
             session = Session(recipe, world, start, quiet)
+            if not _causal(session) and sees_the_future(recipe) not in notes:
+                notes.append(sees_the_future(recipe))
             world.barrier()  # every process has read before the main one deletes
             warnings = list(notes)
             if world.is_main:
@@ -239,6 +242,11 @@ def _failure(
     )
 
 
+def _causal(session: Session) -> bool:
+    """As built: options may let a router see later tokens where its method does not by itself."""
+    return all(layer.router.causal for _, layer in moe_layers(session.model))
+
+
 def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
     state = session.state
     result = TrainResult(
@@ -250,6 +258,7 @@ def _finish(session: Session, run: RunFolder, notes: list[str]) -> TrainResult:
         peak_memory_bytes=session.memory.bytes(),
         train_seconds=state.seconds,
         notes=notes,
+        causal=_causal(session),
     )
     with disk_errors(run.model, f"the last checkpoint is intact: {LOST}"):
         session.save_model(run.model)

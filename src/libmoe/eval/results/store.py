@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class Results:
         """One short transaction; other processes wait for it, readers see what was there before."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._open(self.path.resolve().as_uri()) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
+            _share(connection)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -162,6 +163,20 @@ class Results:
                 f"{self.path} has format {found}, not {FORMAT}: delete it and record the evaluations again with "
                 "libmoe results --add FOLDER"
             )
+
+
+def _share(connection: sqlite3.Connection) -> None:
+    """Readers do not wait for the writer.  Where the journal changes, SQLite itself does not wait for other writers."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _marks(count: int) -> str:
