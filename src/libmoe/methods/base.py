@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -187,13 +187,8 @@ def register_method(
         exact_upcycling: N copies of a dense FFN give the dense output (gates sum to 1).
         facts: further declarations, for example ``causal=False``.
     """
-    enter = METHODS.register(Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts))
-
-    def register(cls: M) -> M:
-        enter(cls)
-        return cls
-
-    return register
+    info = Info(name, summary, paper, aliases, {"exact_upcycling": exact_upcycling} | facts)
+    return cast(Callable[[M], M], METHODS.register(info))
 
 
 def create(name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Method:
