@@ -114,20 +114,17 @@ def _over_documents(label: str, measured: Table) -> dict[str, Seen]:
 
 def _over_seeds(measured: Mapping[str, Sequence[Table]]) -> dict[str, dict[str, Seen]]:
     """By label and condition the gap over seeds; of a single seed that over documents."""
-    found = {name: _over_documents(name, of[0]) if len(of) == 1 else {} for name, of in measured.items()}
-    of_seeds = {
-        name: [dict(zip(one["layer"], one["gap"])) for one in of]
-        for name, of in measured.items()
-        if len(of) > 1
-    }
-    for condition in dict.fromkeys(key for of in of_seeds.values() for key in of[0]):
-        values = {
-            name: [one[condition] for one in of]
-            for name, of in of_seeds.items()
-            if all(condition in one for one in of)
-        }
-        for name, one in seen(values).items():
-            found[name][condition] = one
+    found: dict[str, dict[str, Seen]] = {}
+    by_condition: dict[str, dict[str, list[float]]] = {}
+    for label, tables in measured.items():
+        found[label] = _over_documents(label, tables[0]) if len(tables) == 1 else {}
+        by_seed = [dict(zip(one["layer"], one["gap"])) for one in tables if len(tables) > 1]
+        for condition in by_seed[0] if by_seed else ():
+            if all(condition in one for one in by_seed):
+                by_condition.setdefault(condition, {})[label] = [one[condition] for one in by_seed]
+    for condition, values in by_condition.items():
+        for label, one in seen(values).items():
+            found[label][condition] = one
     return found
 
 
@@ -144,8 +141,7 @@ def study(runs: Sequence[Run]) -> Study:
     every: Table = {}
     known: dict[str, list[Table]] = {}
     for label, same in seeds(tested).items():
-        measured = [gaps(run.facts["hidden"]) for run in same]
-        known[label] = measured
+        known[label] = measured = [gaps(run.facts["hidden"]) for run in same]
         for run, found in zip(same, measured):
             name = f"{label}, seed {run.seed}"
             single.append(line(name, found["layer"], found["gap"], found["low"], found["high"]))

@@ -111,17 +111,11 @@ def curves(
     """
     measured = {name: [measure(run) for run in same] for name, same in seeds(runs, label).items()}
     shared = {
-        name: [x for x in values[0] if all(x in of_seed for of_seed in values)]
-        for name, values in measured.items()
+        name: [x for x in by_seed[0] if all(x in values for values in by_seed)]
+        for name, by_seed in measured.items()
     }
     found = {
-        x: intervals(
-            {
-                name: [of_seed[x] for of_seed in values]
-                for name, values in measured.items()
-                if x in shared[name]
-            }
-        )
+        x: intervals({name: [values[x] for values in measured[name]] for name in shared if x in shared[name]})
         for x in dict.fromkeys(x for xs in shared.values() for x in xs)
     }
     return [line(name, xs, *zip(*(found[x][name] for x in xs))) for name, xs in shared.items() if xs]
@@ -136,9 +130,9 @@ def intervals(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, f
     """
     found = dict.fromkeys(values, (math.nan, math.nan, math.nan))
     alike: dict[tuple[str, int], list[str]] = {}
-    for name, of in values.items():
-        if all(math.isfinite(value) for value in of):
-            alike.setdefault((name.partition(", ")[2], len(of)), []).append(name)
+    for name, by_seed in values.items():
+        if all(math.isfinite(value) for value in by_seed):
+            alike.setdefault((name.partition(", ")[2], len(by_seed)), []).append(name)
     for names in alike.values():
         means = means_over_seeds(np.array([values[name] for name in names], dtype=np.float64))
         found |= {name: (mean.value, mean.low, mean.high) for name, mean in zip(names, means)}

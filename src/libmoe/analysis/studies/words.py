@@ -32,7 +32,9 @@ def named(label: str) -> str:
 def seen(values: Mapping[str, Sequence[float]]) -> dict[str, Seen]:
     """Each label's values by seed as one."""
     found = intervals(values)
-    return {name: Seen(named(name), *found[name], min(of), max(of)) for name, of in values.items()}
+    return {
+        name: Seen(named(name), *found[name], min(by_seed), max(by_seed)) for name, by_seed in values.items()
+    }
 
 
 def by_label(runs: Sequence[Run], measure: Callable[[Run], float], label: Label | None = None) -> list[Seen]:
