@@ -71,8 +71,8 @@ def _gain(method: dict[str, Any]) -> tuple[str, str]:
 
 
 def _costs(method: dict[str, Any]) -> tuple[str, ...]:
-    accuracies = [task for task in (method["task_mean"], *method["tasks"].values()) if task and "acc" in task]
-    mean = percent(accuracies[0]["acc"]) if accuracies else ""
+    shown = method["task_mean"] or next((task for task in method["tasks"].values() if "acc" in task), None)
+    mean = percent(shown["acc"]) if shown else ""
     costs = (method[name] for name in ("active_params", "total_params", "tokens_per_second"))
     return mean, *(si(cost) if cost is not None else "" for cost in costs)
 
